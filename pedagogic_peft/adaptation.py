@@ -1,0 +1,283 @@
+"""The verbs: attach, detach, activate, disable, merge and unmerge adaptations.
+
+All act on the model in place and return it, so whatever already holds the model (an optimiser, a
+Trainer) goes on working. Each checks everything before it changes anything. The record of what a
+model carries is one attribute of the model, shared by its sites.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from pedagogic_peft.counting import memory_of
+from pedagogic_peft.sites import Adaptations, Site, sites, swap
+
+
+def attach(model: nn.Module, method: Any, name: str = "default") -> nn.Module:
+    """Freeze the model, add an adaptation to it, and make that the only active one.
+
+    Until it is trained the adapted model computes what the model computed. Only the adaptation's
+    parameters require a gradient. When several adaptations are attached, the inactive ones still
+    have ``requires_grad`` but take no part in the forward pass: they get no gradient, and no
+    optimiser of torch moves a parameter without one.
+
+    Args:
+        model: a transformers model or any module; changed in place.
+        method: hyper-parameters, for example ``LoRA(r=8)``.
+        name: what to call the adaptation, for `activate`, `detach` and `save`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: the name is taken or unusable, or the method's targets are not in the model.
+        RuntimeError: an adaptation is merged.
+    """
+    check_can_attach(model, name)
+    if not hasattr(method, "plan"):
+        raise TypeError(
+            f"method={method!r}: expected the hyper-parameters of a method, such as LoRA(r=8)"
+        )
+    return install(model, method, name, method.plan(model))
+
+
+def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Take an adaptation off, or all of them.
+
+    After the last one the model is bit for bit as it was found: modules, weights and
+    ``requires_grad`` are those from before the first `attach`. A merged adaptation is unmerged
+    first.
+
+    Raises:
+        ValueError: the model has no such adaptation.
+    """
+    record = adaptations_of(model)
+    if name is not None:
+        _check_known(record, name)
+    if record.merged:
+        unmerge(model)
+    gone = set(record.methods) if name is None else {name}
+    here = [site for _, site in sites(model)]
+    for site in here:
+        for key in gone & set(site.deltas):
+            del site.deltas[key]
+    swap(model, {site: site.base for site in here if not site.deltas})
+    record.active = tuple(n for n in record.active if n not in gone)
+    record.methods = {n: method for n, method in record.methods.items() if n not in gone}
+    if not record.methods:
+        _forget(model)
+    return model
+
+
+def activate(model: nn.Module, *names: str) -> nn.Module:
+    """Choose the adaptations that take part in the forward pass: one, several or none.
+
+    The deltas of several add up. This is one assignment, however many sites the model has.
+
+    Raises:
+        ValueError: the model has no such adaptation.
+        RuntimeError: an adaptation is merged.
+    """
+    record = adaptations_of(model)
+    for name in names:
+        _check_known(record, name)
+    _refuse_merged(record, "activate")
+    record.active = tuple(dict.fromkeys(names))
+    return model
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside ``with disabled(model):`` the model computes what it computed before any adaptation.
+
+    May be nested; ends also when the block raises.
+
+    Raises:
+        RuntimeError: an adaptation is merged, so the base weights are not the original ones.
+    """
+    record = adaptations_of(model)
+    _refuse_merged(record, "disabled")
+    before, record.enabled = record.enabled, False
+    try:
+        yield model
+    finally:
+        record.enabled = before
+
+
+def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn.Module:
+    """Write W_0 + ΔW into the base weights, so that inference costs no more than without.
+
+    The sum is computed in float32 and rounded once to the weight's dtype; that rounding is the only
+    difference between merged and unmerged outputs (in evaluation: a merged model has no dropout on
+    A). The original weights are kept, for `unmerge`, so the targets' memory doubles.
+
+    Args:
+        model: a model with adaptations; changed in place.
+        name: the adaptation to merge, which becomes the active one; None means those that are
+            active.
+        unload: remove the adaptation and the kept originals: what stays is an ordinary model with
+            new weights, whose ``requires_grad`` is as before `attach`. This cannot be undone.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: the model has no such adaptation; a weight is tied to another module, which
+            would change too; a weight is quantised; ``unload`` with other adaptations attached.
+        RuntimeError: an adaptation is already merged, or none is active.
+    """
+    record = adaptations_of(model)
+    if name is not None:
+        _check_known(record, name)
+    names = record.active if name is None else (name,)
+    _refuse_merged(record, "merge")
+    if not names:
+        raise RuntimeError(f"merge: no adaptation is active; name one of {list(record.methods)}")
+    if unload and (others := set(record.methods) - set(names)):
+        raise ValueError(
+            f"merge(unload=True) would lose {sorted(others)}: save and detach them first"
+        )
+    here = {p: s for p, s in sites(model) if any(n in s.deltas for n in names)}
+    _check_mergeable(model, here)
+    before, record.active = record.active, names
+    try:
+        for path, site in here.items():
+            record.originals[path] = {k: t.clone() for k, t in site.base.state_dict().items()}
+            for delta in (site.deltas[n] for n in names if n in site.deltas):
+                delta.merge_into(site.base)
+    except BaseException:  # out of memory, or interrupted: leave nothing half-merged
+        _restore(model, record)
+        record.active = before
+        raise
+    if unload:
+        swap(model, {site: site.base for site in here.values()})
+        _forget(model)
+    return model
+
+
+def unmerge(model: nn.Module) -> nn.Module:
+    """Put the original weights back, bit for bit, for they were kept: nothing is subtracted.
+
+    Raises:
+        RuntimeError: nothing is merged.
+    """
+    record = adaptations_of(model)
+    if not record.merged:
+        raise RuntimeError("unmerge: no adaptation is merged")
+    _restore(model, record)
+    return model
+
+
+def adaptations_of(model: nn.Module) -> Adaptations:
+    """Return the record of what this model carries.
+
+    Raises:
+        ValueError: it carries nothing.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
+    record = vars(model).get("_adaptations")
+    if record is None:
+        raise ValueError(f"This {type(model).__name__} has no adaptation: attach or load one first")
+    return record
+
+
+def one_adaptation(model: nn.Module, name: str | None) -> str:
+    """Return ``name`` if the model has it; for None, the name of the only active adaptation."""
+    record = adaptations_of(model)
+    if name is None:
+        if len(record.active) != 1:
+            raise ValueError(
+                f"Name one adaptation of {list(record.methods)}; active: {record.active}"
+            )
+        name = record.active[0]
+    _check_known(record, name)
+    return name
+
+
+def check_can_attach(model: nn.Module, name: str) -> None:
+    """Raise what `attach` raises about the model and the name."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
+    # A ModuleDict holds the deltas: no dots, and none of the words that are its own attributes.
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"name={name!r}: expected a word without dots, such as 'sentiment'")
+    record = vars(model).get("_adaptations")
+    if record is not None:
+        _refuse_merged(record, "attach")
+        if name in record.methods:
+            raise ValueError(
+                f"An adaptation {name!r} is there already: choose another name or detach it"
+            )
+    for path, site in sites(model):
+        if site.adaptations is not record:
+            raise ValueError(
+                f"{path!r} was adapted through another model object: use that one, or detach"
+            )
+
+
+def install(model: nn.Module, method: Any, name: str, deltas: Mapping[str, nn.Module]) -> nn.Module:
+    """Put the deltas ``{path: delta}`` into the model, as adaptation ``name``."""
+    if "_adaptations" not in vars(model):
+        model._adaptations = Adaptations()
+        model._adaptations.found_trainable = [p for p in model.parameters() if p.requires_grad]
+        model.requires_grad_(False)
+    record = model._adaptations
+    places = {path: model.get_submodule(path) for path in deltas}
+    new = {m: Site(m, record) for m in places.values() if not isinstance(m, Site)}
+    for path, delta in deltas.items():
+        site = new.get(places[path], places[path])
+        site.deltas[name] = delta.train(site.training)
+    swap(model, new)
+    record.methods[name] = method
+    record.active = (name,)
+    return model
+
+
+def _restore(model: nn.Module, record: Adaptations) -> None:
+    for path, site in sites(model):
+        if path in record.originals:
+            site.base.load_state_dict(record.originals[path])
+    record.originals = {}
+
+
+def _forget(model: nn.Module) -> None:
+    for parameter in model._adaptations.found_trainable:
+        parameter.requires_grad_(True)
+    del model._adaptations
+
+
+def _check_known(record: Adaptations, name: str) -> None:
+    if name not in record.methods:
+        raise ValueError(
+            f"No adaptation is called {name!r}; there are: {', '.join(record.methods)}"
+        )
+
+
+def _refuse_merged(record: Adaptations, verb: str) -> None:
+    if record.merged:
+        raise RuntimeError(
+            f"{verb}: {', '.join(record.active)} is merged into the weights; unmerge first"
+        )
+
+
+def _check_mergeable(model: nn.Module, here: Mapping[str, Site]) -> None:
+    users: dict[int, list[tuple[nn.Module, str]]] = {}  # of each parameter's memory
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            users.setdefault(memory_of(parameter), []).append((module, f"{path}.{key}"))
+    for path, site in here.items():
+        own = set(site.base.modules())
+        for key, parameter in site.base.named_parameters():
+            if not parameter.is_floating_point():
+                raise ValueError(
+                    f"{path}.{key} is quantised ({parameter.dtype}) and cannot be merged into"
+                )
+            others = [user for module, user in users[memory_of(parameter)] if module not in own]
+            if others:
+                raise ValueError(
+                    f"{path}.{key} is tied to {', '.join(others)}: merging would change both. Keep "
+                    "the adaptation unmerged, or untie the weights before attaching"
+                )

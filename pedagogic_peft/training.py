@@ -1,0 +1,218 @@
+"""A training loop one can read: what every method of the book is trained with.
+
+It runs on `accelerate`, so the same call uses a GPU or mixed precision where there is one.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+IGNORED_LABEL = -100  # cross_entropy's ignore_index, as in all transformers models
+
+
+class History(list):
+    """A list of dicts, one a step, with "step", "loss", "lr", "grad_norm" and the metrics."""
+
+    def column(self, key: str) -> list:
+        """Return the values of ``key`` from the records that have it, in order of steps."""
+        return [record[key] for record in self if key in record]
+
+
+def train(
+    model: nn.Module,
+    examples: Sequence[Mapping[str, Any]],
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    warmup: float = 0.1,
+    max_grad_norm: float = 1.0,
+    seed: int = 0,
+    collate_fn: Callable[[list], dict[str, Tensor]] | None = None,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    eval_every: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    progress: bool = True,
+    mixed_precision: str | None = None,
+) -> History:
+    """Train the parameters that require a gradient, and leave the model in evaluation mode.
+
+    The optimiser is AdamW (Loshchilov & Hutter 2019); the learning rate rises linearly over the
+    warm-up and then falls linearly to zero, as in the LoRA paper's GLUE runs. Dropout and the
+    order of the examples depend on ``seed`` alone, so on a CPU two runs agree bit for bit. (An
+    adaptation's initial values are drawn earlier, by `attach`: seed before that too.)
+
+    Args:
+        model: a transformers model, or any module whose ``model(**batch)`` has a ``.loss``. With an
+            accelerator present it is moved there, and stays.
+        examples: a sequence of dicts, such as ``{"input_ids": [...], "labels": [...]}``.
+        steps: number of optimiser steps; or else
+        epochs: number of passes over the examples.
+        batch_size: examples per step; the last batch of a pass may be smaller.
+        lr: the highest learning rate; ignored when ``optimizer`` is given.
+        weight_decay: AdamW's decoupled weight decay; ignored when ``optimizer`` is given.
+        warmup: share of the steps during which the learning rate rises, in [0, 1].
+        max_grad_norm: gradients are scaled down to this global norm.
+        seed: seeds Python, NumPy and torch.
+        collate_fn: makes a batch from a list of examples; default `pad_collate`.
+        evaluate: called with the model, in evaluation mode and without gradients, every
+            ``eval_every`` steps and after the last; its metrics join that step's record.
+        eval_every: None means after the last step only.
+        optimizer: used instead of AdamW; its learning rates are scaled by the same schedule.
+        progress: show a progress bar.
+        mixed_precision: None, "fp16" or "bf16".
+
+    Returns:
+        A `History` with one record per step.
+
+    Raises:
+        ValueError: no steps, no examples, nothing to train, a warm-up outside [0, 1], or a model
+            output without a loss.
+        FloatingPointError: the loss is not finite.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import set_seed
+    from tqdm.auto import tqdm
+
+    steps = _count_steps(len(examples), batch_size, steps, epochs)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError(
+            "No parameter requires a gradient: attach an adaptation, or unfreeze the model"
+        )
+    set_seed(seed)
+    AcceleratorState._reset_state()  # or accelerate would keep the precision of an earlier call
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    optimizer = optimizer or torch.optim.AdamW(
+        trainable, lr=lr, weight_decay=weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_decay(steps, warmup))
+    loader = DataLoader(
+        examples,
+        batch_size=batch_size,
+        shuffle=True,
+        collate_fn=collate_fn or pad_collate(_pad_token_id(model)),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+
+    history = History()
+    bar = tqdm(total=steps, disable=not progress, desc="training")
+    try:
+        prepared.train()
+        for step, batch in enumerate(_repeat(loader, steps), start=1):
+            loss = _loss_of(prepared(**batch), step)
+            accelerator.backward(loss)
+            grad_norm = accelerator.clip_grad_norm_(trainable, max_grad_norm)
+            record = {"step": step, "loss": loss.item(), "lr": schedule.get_last_lr()[0]}
+            record["grad_norm"] = float(grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if evaluate and (step == steps or (eval_every and step % eval_every == 0)):
+                record.update(_evaluate(prepared, evaluate))
+            history.append(record)
+            bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
+            bar.update()
+    finally:
+        bar.close()
+        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+        vars(model).pop("_is_accelerate_prepared", None)
+        model.eval()
+    return history
+
+
+def pad_collate(pad_token_id: int = 0) -> Callable[[list], dict[str, Tensor]]:
+    """Return a function that makes a batch of a list of examples, padded on the right.
+
+    Sequences become (batch, longest length): ``input_ids`` are padded with ``pad_token_id``,
+    ``labels`` with -100, everything else with 0. An ``attention_mask`` is made where the examples
+    have none. Numbers (a class as label) become (batch,), tensors of two or more dimensions
+    (images) are stacked.
+
+    Args:
+        pad_token_id: any token of the vocabulary serves, for padding is masked.
+    """
+    padding = {"input_ids": pad_token_id, "labels": IGNORED_LABEL}
+
+    def collate(examples: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+        columns = {key: [_as_tensor(key, e[key]) for e in examples] for key in examples[0]}
+        if "input_ids" in columns and "attention_mask" not in columns:
+            columns["attention_mask"] = [torch.ones_like(ids) for ids in columns["input_ids"]]
+        return {key: _stack(tensors, padding.get(key, 0)) for key, tensors in columns.items()}
+
+    return collate
+
+
+def _as_tensor(key: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"{key}={value!r} is not numbers: drop {key!r} from the examples"
+        ) from None
+
+
+def _pad_token_id(model: nn.Module) -> int:
+    return getattr(getattr(model, "config", None), "pad_token_id", None) or 0
+
+
+def _stack(tensors: list[Tensor], padding: int) -> Tensor:
+    if tensors[0].dim() != 1:
+        return torch.stack(tensors)
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
+
+
+def _count_steps(size: int, batch_size: int, steps: int | None, epochs: float | None) -> int:
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"steps={steps}, epochs={epochs}: give one of the two")
+    if size == 0:
+        raise ValueError("examples is empty")
+    steps = math.ceil(epochs * math.ceil(size / batch_size)) if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"{steps} steps: expected at least 1")
+    return steps
+
+
+def _warmup_then_decay(steps: int, warmup: float) -> Callable[[int], float]:
+    """Return the factor on the learning rate as a function of the steps done; it is never 0."""
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"warmup={warmup}: expected a share of the steps, 0 to 1")
+    rising = round(warmup * steps)
+    return lambda done: min((done + 1) / (rising + 1), (steps - done) / max(steps - rising, 1))
+
+
+def _repeat(loader, steps: int):
+    """Yield ``steps`` batches, going over the data as often as needed."""
+    while steps > 0:
+        for batch in loader:
+            yield batch
+            steps -= 1
+            if steps == 0:
+                return
+
+
+def _loss_of(output: Any, step: int) -> Tensor:
+    loss = getattr(output, "loss", None)
+    if loss is None:
+        raise ValueError("The model returned no loss: the examples need labels")
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss is {loss.item()} at step {step}. A smaller lr or longer warmup may help"
+        )
+    return loss
+
+
+def _evaluate(model: nn.Module, evaluate: Callable) -> Mapping[str, float]:
+    model.eval()
+    with torch.no_grad():
+        metrics = evaluate(model)
+    model.train()
+    return metrics

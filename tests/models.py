@@ -1,0 +1,161 @@
+"""Very small models of real architectures, with random weights, for the library's tests."""
+
+import copy
+from functools import cache
+
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+VOCAB = 60
+_SCALE = dict(initializer_range=0.2)  # so large that attention is far from uniform
+_BERT = dict(
+    **_SCALE,
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=40,
+    num_labels=3,
+)
+_TOKENS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0, **_SCALE)
+
+
+def _gpt2():
+    config = hf.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=40, **_TOKENS
+    )
+    return hf.GPT2LMHeadModel(config)
+
+
+def _llama(cls=hf.LlamaForCausalLM, **extra):
+    config = hf.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,  # grouped queries: v_proj is narrower than q_proj
+        intermediate_size=48,
+        max_position_embeddings=40,
+        **_TOKENS,
+        **extra,
+    )
+    return cls(config)
+
+
+def _opt():
+    config = hf.OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=48,
+        max_position_embeddings=40,
+        **_TOKENS,
+    )
+    return hf.OPTForCausalLM(config)
+
+
+def _distilbert():
+    config = hf.DistilBertConfig(
+        vocab_size=VOCAB,
+        dim=32,
+        n_layers=2,
+        n_heads=2,
+        hidden_dim=48,
+        max_position_embeddings=40,
+        num_labels=3,
+        **_SCALE,
+    )
+    return hf.DistilBertForSequenceClassification(config)
+
+
+def _t5():
+    config = hf.T5Config(
+        vocab_size=VOCAB,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=2,
+    )
+    return hf.T5ForConditionalGeneration(config)
+
+
+def _vit():
+    config = hf.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        num_labels=3,
+        **_SCALE,
+    )
+    return hf.ViTForImageClassification(config)
+
+
+BUILDERS = {
+    "gpt2": _gpt2,
+    "bert": lambda: hf.BertForSequenceClassification(hf.BertConfig(**_BERT)),
+    "llama": _llama,
+    "opt": _opt,
+    "distilbert": _distilbert,
+    "roberta": lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig(**_BERT)),
+    "t5": _t5,
+    "vit": _vit,
+    "llama-classifier": lambda: _llama(hf.LlamaForSequenceClassification, num_labels=3),
+}
+ARCHITECTURES = ["gpt2", "bert", "llama", "opt", "distilbert", "roberta", "t5", "vit"]
+
+
+@cache
+def _original(name: str) -> nn.Module:
+    torch.manual_seed(1)
+    return BUILDERS[name]().eval()
+
+
+def build(name: str) -> nn.Module:
+    """Return a fresh copy of the model, in evaluation mode; the same weights each time."""
+    return copy.deepcopy(_original(name))
+
+
+def batch(name: str) -> dict[str, Tensor]:
+    """Return inputs with labels for `build(name)`; text rows have different lengths."""
+    generator = torch.Generator().manual_seed(2)
+    if name == "vit":
+        pixels = torch.randn(2, 1, 8, 8, generator=generator)
+        return {"pixel_values": pixels, "labels": torch.tensor([0, 2])}
+    ids = torch.randint(3, VOCAB, (2, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    classifies = name in ("bert", "distilbert", "roberta", "llama-classifier")
+    labels = torch.tensor([0, 2]) if classifies else ids.masked_fill(mask == 0, -100)
+    return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask, "labels": labels}
+
+
+def logits(model: nn.Module, name: str) -> Tensor:
+    with torch.no_grad():
+        return model(**batch(name)).logits
+
+
+def gradients(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return the gradient of every parameter that gets one."""
+    model.zero_grad()
+    model(**batch(name)).loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def randomise(model: nn.Module) -> None:
+    """Give every trainable tensor random values, as if the model had been trained."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
