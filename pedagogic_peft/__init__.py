@@ -2,7 +2,8 @@
 
 Nouns are methods (`LoRA`); verbs act on any `transformers` model or `torch.nn.Module` in place.
 
-    model = attach(load_base("gpt2"), LoRA(r=8))
+    model, tokenizer = load_base("gpt2")
+    attach(model, LoRA(r=8))
     print(count_parameters(model))
     train(model, examples, steps=200)
     save(model, "my-lora")

@@ -1,0 +1,83 @@
+# `make help` lists the targets. `make test` and `make book` set up what they need on first use.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+BIN ?= $(VENV)/bin
+STAMP := $(VENV)/.installed
+SITE := _build/html
+CHAPTERS ?= chapters
+PORT ?= 8000
+
+# One thread and fixed hashes: the same digits on every machine. No network, no user settings.
+export OMP_NUM_THREADS := 1
+export PYTHONHASHSEED := 0
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export IPYTHONDIR := $(VENV)/ipython
+export JUPYTER_CONFIG_DIR := $(VENV)/jupyter/config
+export JUPYTER_DATA_DIR := $(VENV)/jupyter/data
+export JUPYTER_PLATFORM_DIRS := 1
+export JUPYTER_PREFER_ENV_PATH := 1
+unexport MPLBACKEND
+export CHAPTERS
+
+.PHONY: help setup test gate book check-site publish serve run lint screenshot clean distclean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
+
+setup: $(STAMP)  ## create .venv with the pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict)
+	$(BIN)/python -m pytest tests --ignore=tests/site --ignore=tests/test_notebooks.py
+	@$(MAKE) --no-print-directory gate
+
+# The gate every notebook passes before it is published. CHAPTERS=FOLDER judges another folder.
+gate:
+	$(BIN)/python -m pytest -q --noconftest tests/test_notebooks.py
+	$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120 \
+	    --nbval-sanitize-with tests/nbval.cfg $(CHAPTERS)
+
+book: $(STAMP)  ## build the site into _build/html (any warning is an error)
+	rm -rf $(SITE) _build/.doctrees  # pages taken out of the contents would stay
+	$(BIN)/jupyter-book build . --toc book/_toc.yml -W --keep-going -n
+
+check-site: $(STAMP)  ## check the built site: links, alt texts, nothing from outside, in a browser
+	@test -f $(SITE)/index.html || { echo "no site in $(SITE): run make book first"; exit 1; }
+	$(BIN)/python -m pytest -q tests/site
+
+publish:  ## test, build, check the site; stop at the first that fails
+	$(MAKE) test
+	$(MAKE) book
+	$(MAKE) check-site
+	@echo "$(SITE) is ready to publish."
+
+serve: $(STAMP)  ## show the built site at http://localhost:8000 (PORT=8000)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
+
+run: $(STAMP)  ## re-execute the notebooks (CHAPTERS=...) and store their outputs
+	$(BIN)/python book/tools/run_notebooks.py $(CHAPTERS)
+
+lint: $(STAMP)  ## check style and format, notebooks included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+screenshot: $(STAMP)  ## take the README's picture of a page from the built site
+	$(BIN)/python book/tools/screenshot.py
+
+clean:  ## remove what was built
+	rm -rf _build
+
+distclean: clean  ## remove the virtual environment as well
+	rm -rf $(VENV) *.egg-info

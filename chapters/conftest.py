@@ -1,0 +1,23 @@
+"""Stop a notebook at the first cell that raises or times out: what follows would only repeat it.
+
+Outputs that differ do not stop it, so that one run shows every difference.
+"""
+
+import pytest
+
+
+def pytest_runtest_makereport(item, call):
+    if call.excinfo is None or not hasattr(item, "cell_num"):
+        return
+    if not call.excinfo.errisinstance(pytest.skip.Exception) and not _only_differs(call.excinfo):
+        item.parent.stopped_at = item.cell_num
+
+
+def pytest_runtest_setup(item):
+    stopped_at = getattr(item.parent, "stopped_at", None)
+    if stopped_at is not None:
+        pytest.skip(f"cell {stopped_at} did not finish")
+
+
+def _only_differs(failure) -> bool:
+    return str(failure.value) == "Cell outputs differ"  # nbval's words

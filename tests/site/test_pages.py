@@ -1,0 +1,95 @@
+"""Checks of the built pages as files: nothing from outside, no dead link, no picture unsaid."""
+
+import re
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+
+SITE = Path(__file__).parents[2] / "_build" / "html"
+PAGES = sorted(p for p in SITE.rglob("*.html") if "_static" not in p.parts)
+CONTENT = [p for p in PAGES if p.relative_to(SITE).parts[0] in ("book", "chapters")]
+
+
+@cache
+def read(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    return {tag["id"] for tag in read(path).find_all(id=True)} | {
+        tag["name"] for tag in read(path).find_all("a", attrs={"name": True})
+    }
+
+
+@pytest.fixture(params=PAGES, ids=lambda path: str(path.relative_to(SITE)))
+def page(request) -> Path:
+    return request.param
+
+
+def test_the_book_is_there():
+    assert CONTENT, f"no page of the book in {SITE}"
+
+
+def test_it_loads_nothing_from_another_host(page):
+    loading = [("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src")]
+    loaded = [tag[key] for name, key in loading for tag in read(page).find_all(name, **{key: True})]
+    for tag in read(page).find_all("link", href=True):
+        if not {"canonical", "search", "next", "prev", "author"} & set(tag.get("rel", [])):
+            loaded.append(tag["href"])
+    styles = " ".join(str(tag.string) for tag in read(page).find_all("style"))
+    loaded += re.findall(r"url\(\s*[\"']?([^\"')]+)", styles)
+    assert not [url for url in loaded if urlsplit(url).netloc]
+
+
+def test_every_link_inside_the_site_leads_somewhere(page):
+    broken = []
+    for tag in read(page).find_all(["a", "link", "script", "img"]):
+        url = tag.get("href") or tag.get("src") or ""
+        parts = urlsplit(url)
+        if parts.scheme or parts.netloc or not url or url == "#":
+            continue
+        target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+        is_page = target.suffix == ".html" and target.exists()
+        if not target.exists() or (
+            is_page and parts.fragment and unquote(parts.fragment) not in anchors(target)
+        ):
+            broken.append(url)
+    assert not broken
+
+
+def test_it_has_a_title_and_a_language(page):
+    if (
+        read(page).find("meta", attrs={"http-equiv": "refresh"})
+        or read(page).find("script") is None
+    ):
+        return  # the redirection at the root
+    assert read(page).title and read(page).title.string.strip()
+    assert read(page).html.get("lang")
+
+
+@pytest.mark.parametrize("path", CONTENT, ids=lambda path: str(path.relative_to(SITE)))
+def test_every_picture_says_what_it_shows(path):
+    for image in read(path).find("article").find_all("img"):
+        alt = image.get("alt", "")
+        assert len(alt) >= 20 and not re.search(r"\.(png|svg|jpe?g)$", alt), image
+
+
+@pytest.mark.parametrize("path", CONTENT, ids=lambda path: str(path.relative_to(SITE)))
+def test_no_mark_up_is_left_over(path):
+    text = read(path).find("article")
+    for tag in text.find_all(["pre", "code", "script", "style"]):
+        tag.extract()
+    read.cache_clear()  # the page was changed
+    left = re.search(r"\{(term|ref|cite|doc|eq)\}`|:::|\]\(\w", text.get_text())
+    assert not left, left.group()
+
+
+def test_style_sheets_load_nothing_from_another_host():
+    for sheet in (SITE / "_static").rglob("*.css"):
+        css = sheet.read_text(encoding="utf-8", errors="replace")
+        outside = re.findall(r"(?:@import|url\()\s*[\"']?((?:https?:)?//[^\"')]+)", css)
+        assert not outside, f"{sheet.relative_to(SITE)}: {outside}"

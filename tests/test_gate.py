@@ -1,0 +1,99 @@
+"""Proof of the gate: the command that judges the notebooks fails on what must not be published.
+
+`make gate` is the command `make test` runs; here it judges copies of notebooks elsewhere.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+TINY = ["import random\n\nrandom.seed(0)", "print(sum([20, 22]))", "[random.randint(0, 9), 7]"]
+CHAPTERS = sorted((ROOT / "chapters").rglob("*.ipynb"))
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dict:
+    """A small notebook, executed: what an author would commit."""
+    cells = [nbformat.v4.new_code_cell(source) for source in TINY]
+    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    NotebookClient(notebook, kernel_name="python3", record_timing=False).execute()
+    return notebook
+
+
+def gate(folder: Path, notebook: dict) -> subprocess.CompletedProcess:
+    """Judge one notebook as `make test` judges the chapters."""
+    folder.mkdir(exist_ok=True)
+    (folder / "page.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    shutil.copy(ROOT / "chapters" / "conftest.py", folder)
+    command = ["make", "gate", f"CHAPTERS={folder}", f"BIN={Path(sys.executable).parent}"]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MAKE", "MFLAGS"))}
+    return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300)
+
+
+def change_a_digit(notebook: dict) -> None:
+    output = notebook["cells"][1]["outputs"][0]
+    output["text"] = output["text"].replace("42", "43")
+
+
+def raise_an_error(notebook: dict) -> None:
+    notebook["cells"][1]["source"] = "raise RuntimeError('broken')"
+
+
+def never_execute(notebook: dict) -> None:
+    for cell in notebook["cells"]:
+        cell.update(execution_count=None, outputs=[])
+
+
+def test_the_gate_lets_an_honest_notebook_pass(tmp_path, tiny):
+    judged = gate(tmp_path / "chapters", tiny)
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (change_a_digit, "Cell outputs differ"),
+        (raise_an_error, "Notebook cell execution failed"),
+        (never_execute, "test_it_was_executed_once"),
+    ],
+)
+def test_the_gate_stops(tmp_path, tiny, spoil: Callable[[dict], None], message: str):
+    spoiled = json.loads(json.dumps(tiny))
+    spoil(spoiled)
+    judged = gate(tmp_path / "chapters", spoiled)
+    assert judged.returncode != 0
+    assert message in judged.stdout
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_the_gate_stops_a_page_of_the_book_with_one_changed_output(tmp_path, path):
+    """The head of the real page, up to its first printed output, with one letter changed."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    printed = head_until_first_print(notebook)
+    printed["text"] = ["".join(printed["text"]) + "!"]
+    judged = gate(tmp_path / "chapters", notebook)
+    assert judged.returncode != 0
+    assert "Cell outputs differ" in judged.stdout
+
+
+def head_until_first_print(notebook: dict) -> dict:
+    """Cut the notebook after the first printed output that is compared; return that output."""
+    for i, cell in enumerate(notebook["cells"]):
+        compared = "nbval-ignore-output" not in cell["metadata"].get("tags", [])
+        for output in cell.get("outputs", []):
+            if compared and output["output_type"] == "stream":
+                notebook["cells"] = notebook["cells"][: i + 1]
+                return output
+    pytest.fail("the page prints nothing that is compared")
