@@ -1,0 +1,1 @@
+"""The story world: a small English, its tasks, and pocket-gpt, the base model pretrained on it."""

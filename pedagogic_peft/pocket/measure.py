@@ -1,0 +1,258 @@
+"""Measure whether pocket-gpt is good enough to teach with.
+
+    python -m pedagogic_peft.pocket.measure
+
+adapts the shipped base to four tasks, by full fine-tuning, LoRA and prompt tuning, three seeds each,
+and writes ``measurements.json`` beside its weights. Learning rates are chosen for every method from a
+grid of the same size, on a validation seed; results are means over test examples that no choice saw.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from tqdm import tqdm
+
+from pedagogic_peft import LoRA, attach, train
+from pedagogic_peft.bases import load_base, pocket_folder
+from pedagogic_peft.pocket import check, tasks
+
+SEEDS = (0, 1, 2)
+STEPS = 300
+RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (2e-3, 5e-3, 1e-2), "prompt": (1e-2, 3e-2, 1e-1)}
+VIRTUAL_TOKENS = 20
+VALIDATION, TEST = 10_001, 20_001  # seeds of the examples; training uses the run's own seed
+
+
+class SoftPrompt(nn.Module):
+    """Prompt tuning (Lester et al. 2021): ``n`` trained embeddings in front of the input's.
+
+    It starts from embeddings of random words, whose scale is the right one by construction.
+    """
+
+    def __init__(self, model: nn.Module, n: int):
+        super().__init__()
+        self.model, self.config = model.requires_grad_(False), model.config
+        table = model.get_input_embeddings().weight
+        words = torch.randint(4, len(table), (n,))  # the first four are special tokens
+        self.prompt = nn.Parameter(table[words].detach().clone())  # (n, d)
+
+    @property
+    def device(self) -> torch.device:
+        return self.prompt.device
+
+    def prepend(self, input_ids, attention_mask) -> dict[str, torch.Tensor]:
+        """Embeddings (batch, n + length, d), and their mask, which lets every token see the prompt."""
+        embedded = self.model.get_input_embeddings()(input_ids)
+        prompt = self.prompt.expand(len(input_ids), -1, -1)
+        seen = torch.ones(prompt.shape[:2], dtype=attention_mask.dtype, device=self.device)
+        mask = torch.cat([seen, attention_mask], dim=1)
+        # left-padded rows: a word's position counts the words before it, not the padding
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        embeds = torch.cat([prompt, embedded], dim=1)
+        return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": places}
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if labels is not None:  # nothing is learned at the prompt's own positions
+            labels = nn.functional.pad(labels, (len(self.prompt), 0), value=-100)
+        out = self.model(**self.prepend(input_ids, mask), labels=labels)
+        out.logits = out.logits[:, len(self.prompt) :]  # one for each input token, as without prompt
+        return out
+
+    def generate(self, input_ids, attention_mask, **options):
+        """Generate after prompt and input; returns the input with its continuation, (batch, length)."""
+        start = self.prepend(input_ids, attention_mask)
+        start.pop("position_ids")  # generate() makes its own from the mask
+        return torch.cat([input_ids, self.model.generate(**start, **options)], dim=1)
+
+
+def adapted(base: nn.Module, method: str, seed: int) -> nn.Module:
+    """A copy of the base, ready to train by ``"full"``, ``"lora"`` or ``"prompt"``."""
+    torch.manual_seed(seed)
+    model = copy.deepcopy(base)
+    if method == "lora":
+        return attach(model, LoRA(r=8, alpha=16, target_modules="all-linear"))
+    return SoftPrompt(model, VIRTUAL_TOKENS) if method == "prompt" else model
+
+
+class Bench:
+    """Runs one task by several methods: chooses each learning rate, then runs the seeds."""
+
+    def __init__(self, base, tokenizer, steps: int, bar: tqdm):
+        self.base, self.tokenizer, self.steps, self.bar = base, tokenizer, steps, bar
+
+    def run(self, method: str, examples: list, seed: int, lr: float, **options):
+        """Train one copy; returns it with its history and the seconds that training took."""
+        model = adapted(self.base, method, seed)
+        data = tasks.encode(self.tokenizer, examples)
+        start = time.perf_counter()
+        options = {"steps": self.steps, "progress": False} | options
+        history = train(model, data, lr=lr, seed=seed, **options)
+        self.bar.update()
+        return model, history, time.perf_counter() - start
+
+    def best_rate(self, method: str, examples: list, score: Callable[[nn.Module], float]) -> float:
+        """The learning rate of the method's grid with the highest validation score."""
+        rates = RATES[method]
+        scores = [score(self.run(method, examples, seed=9, lr=lr)[0]) for lr in rates]
+        return rates[int(np.argmax(scores))]
+
+    def compare(self, methods, draw: Callable[[int, int], list], score: Callable) -> dict[str, dict]:
+        """Score every method on a task: ``draw(n, seed)`` gives examples, ``score(model, examples)``."""
+        valid, test = draw(200, VALIDATION), draw(500, TEST)
+        results = {}
+        for method in methods:
+            lr = self.best_rate(method, draw(2000, 9), lambda model: score(model, valid))
+            runs = [self.run(method, draw(2000, seed), seed, lr) for seed in SEEDS]
+            results[method] = summary(score(model, test) for model, _, _ in runs) | {
+                "lr": lr,
+                "seconds": round(statistics.mean(seconds for *_, seconds in runs), 1),
+            }
+        return {"frozen": round(score(self.base, test), 4), **results}
+
+
+def summary(values) -> dict:
+    """Mean and every value, four decimals."""
+    values = [round(v, 4) for v in values]
+    return {"mean": round(statistics.mean(values), 4), "runs": values}
+
+
+def probe(base, tokenizer, train_set: list[tasks.Example], test_set: list[tasks.Example]) -> float:
+    """Accuracy of a linear probe on the frozen base: logistic regression on its last hidden state."""
+
+    def features(examples):
+        batch = tokenizer([e.prompt for e in examples], padding=True, padding_side="left", return_tensors="pt")
+        with torch.no_grad():
+            return base(**batch, output_hidden_states=True).hidden_states[-1][:, -1].numpy()
+
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    classifier.fit(features(train_set), [e.answer for e in train_set])
+    return classifier.score(features(test_set), [e.answer for e in test_set])
+
+
+def sentiment(bench: Bench) -> dict:
+    """(b) LoRA against full fine-tuning and against a linear probe of the frozen base."""
+    base, tokenizer = bench.base, bench.tokenizer
+    test = tasks.sentiment(500, TEST)
+    results = bench.compare(
+        ("full", "lora"), tasks.sentiment, lambda m, examples: tasks.word_accuracy(m, tokenizer, examples)
+    )
+    return results | {
+        "linear probe": summary(probe(base, tokenizer, tasks.sentiment(2000, s), test) for s in SEEDS)
+    }
+
+
+def domain(bench: Bench) -> dict:
+    """(c) the loss gap on recipes that LoRA closes, and (d) what is forgotten at equal target loss."""
+    tokenizer = bench.tokenizer
+    test, kept = tasks.recipes(200, TEST), tasks.held_out_stories(200)
+
+    def losses(model) -> dict[str, float]:
+        loss = tasks.loss_per_token
+        return {"target": loss(model, tokenizer, test), "stories": loss(model, tokenizer, kept)}
+
+    before, curves, rates = losses(bench.base), {}, {}
+    valid = tasks.recipes(200, VALIDATION)
+    for method in ("full", "lora"):
+        rates[method] = bench.best_rate(
+            method, tasks.recipes(1000, 9), lambda m: -tasks.loss_per_token(m, tokenizer, valid)
+        )
+        options = {"lr": rates[method], "evaluate": losses, "eval_every": 10}
+        curves[method] = [bench.run(method, tasks.recipes(1000, s), s, **options)[1] for s in SEEDS]
+    # the loss that every run reaches: the worst of their best
+    common = max(min(h.column("target")) for runs in curves.values() for h in runs)
+    results: dict = {"before": round_all(before), "target loss compared at": round(common, 4)}
+    for method, runs in curves.items():
+        results[method] = {
+            "lr": rates[method],
+            "target loss": summary(h.column("target")[-1] for h in runs),
+            "stories loss at equal target loss": summary(at_target(h, common) for h in runs),
+            "stories loss at the end": summary(h.column("stories")[-1] for h in runs),
+        }
+    gap = {m: before["target"] - results[m]["target loss"]["mean"] for m in curves}
+    return results | {"share of the gap that LoRA closes": round(gap["lora"] / gap["full"], 4)}
+
+
+def at_target(history, target: float) -> float:
+    """The stories' loss when the target loss first falls to ``target``, between two evaluations."""
+    x, y = history.column("target"), history.column("stories")
+    i = next(i for i, loss in enumerate(x) if loss <= target)
+    if i == 0:
+        return y[0]
+    weight = (x[i - 1] - target) / (x[i - 1] - x[i])
+    return y[i - 1] + weight * (y[i] - y[i - 1])
+
+
+def style(bench: Bench, name: str) -> dict:
+    """(e) a style that pretraining held."""
+    tokenizer = bench.tokenizer
+    return bench.compare(
+        ("full", "lora", "prompt"),
+        lambda n, seed: tasks.styled(name, n, seed),
+        lambda m, examples: tasks.style_accuracy(m, tokenizer, name, examples[:100]),
+    )
+
+
+def translation(bench: Bench) -> dict:
+    """(e) a mapping that pretraining did not hold."""
+    tokenizer = bench.tokenizer
+    return bench.compare(
+        ("full", "lora", "prompt"),
+        tasks.translation,
+        lambda m, examples: tasks.exact_match(m, tokenizer, examples),
+    )
+
+
+def base_quality(model, tokenizer, folder: Path) -> dict:
+    """(a) what pretraining recorded, and how sampled stories follow the grammar."""
+    recorded = json.loads((folder / "pretraining.json").read_text())
+    torch.manual_seed(0)
+    prompts = [text.partition(" . ")[0] + " ." for text in tasks.held_out_stories(200)]
+    texts = tasks.continuations(model, tokenizer, prompts, max_new_tokens=100, do_sample=True)
+    counts = [check.count_sentences(text.rpartition(" .")[0] + " .") for text in texts]
+    right, sampled = (sum(column) for column in zip(*counts, strict=True))
+    keys = ("parameters", "training_loss", "held_out_loss", "held_out_questions")
+    return {key: recorded[key] for key in keys} | {
+        "sampled sentences": sampled,
+        "share that follow the grammar": round(right / sampled, 4),
+    }
+
+
+def round_all(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: round(value, 4) for key, value in values.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--base", type=Path, default=pocket_folder("pocket-gpt"))
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of every run")
+    args = parser.parse_args()
+    model, tokenizer = load_base(str(args.base))
+    with tqdm(unit="run", total=len(RATES["full"] + SEEDS) * (2 + 2 + 3 + 3)) as bar:
+        bench = Bench(model, tokenizer, args.steps, bar)
+        results = {
+            "script": "python -m pedagogic_peft.pocket.measure",
+            "seeds": SEEDS,
+            "steps": args.steps,
+            "base": base_quality(model, tokenizer, args.base),
+            "sentiment accuracy": sentiment(bench),
+            "domain adaptation": domain(bench),
+            "style accuracy": style(bench, "tale"),
+            "translation exact match": translation(bench),
+        }
+    (args.base / "measurements.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The story world and pocket-gpt: what ships is what the commands make, and it is as good as recorded."""
+
+import json
+from random import Random
+
+import pytest
+import torch
+
+from pedagogic_peft import load_base
+from pedagogic_peft.bases import pocket_folder
+from pedagogic_peft.pocket import check, pretrain, stories, tasks
+from pedagogic_peft.pocket.tokenizer import SPECIAL_TOKENS, build_tokenizer
+
+FOLDER = pocket_folder("pocket-gpt")
+RECORD = json.loads((FOLDER / "pretraining.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_base("pocket-gpt")
+
+
+# Claim: the files in the package are the recorded ones, and small.
+
+
+@pytest.mark.parametrize("name", RECORD["sha256"])
+def test_checksum_of_file_is_recorded(name):
+    assert pretrain.sha256((FOLDER / name).read_bytes()) == RECORD["sha256"][name]
+
+
+def test_package_files_are_at_most_12_megabytes():
+    assert sum(f.stat().st_size for f in FOLDER.iterdir()) <= 12e6
+
+
+# Claim: tokenizer and text can be made again exactly.
+
+
+def test_tokenizer_is_made_again_exactly(tmp_path):
+    build_tokenizer().save_pretrained(tmp_path)
+    made, shipped = (p / "tokenizer.json" for p in (tmp_path, FOLDER))
+    assert json.loads(made.read_text()) == json.loads(shipped.read_text())
+
+
+def test_first_pretraining_documents_are_made_again_exactly():
+    total = RECORD["steps"] * RECORD["batch_size"]
+    first = [stories.document(*pretrain.source(RECORD["seed"], i, total)) for i in range(1000)]
+    assert pretrain.sha256("\n".join(first).encode()) == RECORD["first_documents_sha256"]
+
+
+def test_every_word_and_special_token_occurs_in_pretraining():
+    tokenizer = build_tokenizer()
+    seen = {"<pad>", "<unk>"}  # padding is masked; nothing is unknown
+    for batch in pretrain.batches(tokenizer, steps=100, batch_size=32, seed=RECORD["seed"]):
+        seen.update(tokenizer.convert_ids_to_tokens({i for row in batch for i in row}))
+    assert seen == set(stories.vocabulary()) | set(SPECIAL_TOKENS.values())
+
+
+def test_grammar_writes_no_unknown_word():
+    tokenizer, rng = build_tokenizer(), Random(5)
+    texts = [stories.document(rng) for _ in range(300)] + tasks.recipes(100, 1)
+    for task in (tasks.questions, tasks.sentiment, tasks.translation):
+        texts += [f"{e.prompt} {e.answer}" for e in task(100, 1)]
+    assert not any(tokenizer.unk_token_id in ids for ids in tokenizer(texts).input_ids)
+
+
+# Claim: the world is wide, and tasks are what they say.
+
+
+def test_grammar_has_thousands_of_sentence_forms():
+    def count(form):
+        return torch.tensor([len(part) for part in stories.alternatives(form)]).prod().item()
+
+    told = [form for beat in stories.WORLD["beats"].values() for form in beat["forms"]]
+    review = stories.WORLD["review"]
+    praise, blame = (sum(map(count, sum(review[k].values(), []))) for k in ("praise", "blame"))
+    contrasts = 2 * praise * blame * len(review["contrast"]["forms"])
+    assert sum(map(count, told)) > 1000
+    assert sum(map(count, told)) + contrasts > 3000
+
+
+def test_every_story_follows_the_grammar_and_answers_its_questions():
+    rng = Random(6)
+    for _ in range(200):
+        story = stories.story(rng)
+        text = stories.with_questions(story, rng)
+        right, sentences = check.count_sentences(text)
+        assert right == sentences
+        assert all(q.answer in story.text.split() for q in story.questions)
+
+
+def test_grammar_check_finds_wrong_sentences():
+    assert check.count_sentences("tom lily the . the ball was . lily met tom there .") == (1, 3)
+
+
+def test_same_seed_same_examples_other_seed_other_examples():
+    assert tasks.sentiment(20, seed=1) == tasks.sentiment(20, seed=1)
+    assert not set(tasks.questions(50, seed=1)) & set(tasks.questions(50, seed=2))
+
+
+def test_sentiment_is_balanced_and_half_of_it_is_contrast():
+    examples = tasks.sentiment(2000, seed=3)
+    good = sum(e.answer == tasks.VERDICTS[0] for e in examples)
+    contrast = sum(bool({"but", "although", "though", "still"} & set(e.prompt.split())) for e in examples)
+    assert abs(good / 2000 - 0.5) < 0.05
+    assert abs(contrast / 2000 - 0.5) < 0.05
+
+
+def test_pretraining_holds_no_verdict_no_recipe_and_no_translation():
+    rng = Random(7)
+    text = "\n".join(stories.document(rng) for _ in range(5000))
+    opening = stories.WORLD["verdict"]["opening"]
+    assert not any(f"{opening} {verdict}" in text for verdict in tasks.VERDICTS)
+    assert not any(recipe in text for recipe in tasks.recipes(50, 1))
+    assert f"{tasks.translation(1, 1)[0].prompt}" not in text
+    assert "cups of" in text and stories.WORLD["toli"]["opening"] in text  # but their words are there
+
+
+@pytest.mark.parametrize("style", stories.STYLES)
+def test_style_marks_are_recognised_and_plain_sentences_are_not(style):
+    rng = Random(8)
+    for sentence in stories.story(rng).sentences:
+        assert tasks.wears(stories.in_style(sentence, style, rng), style)
+        assert not tasks.wears(sentence, style)
+
+
+def test_unknown_style_is_an_error_that_lists_the_styles():
+    with pytest.raises(ValueError, match="'pirate'.*shout"):
+        tasks.styled("pirate", 1, 0)
+
+
+def test_labels_cover_the_answer_and_the_end_and_nothing_else():
+    tokenizer = build_tokenizer()
+    (example,) = tasks.encode(tokenizer, [tasks.Example("tom was", "sad .")])
+    learned = [i for i in example["labels"] if i != -100]
+    assert tokenizer.convert_ids_to_tokens(learned) == ["sad", ".", "<eos>"]
+    assert tokenizer.decode(example["input_ids"]) == "<bos> tom was sad . <eos>"
+
+
+# Claim: the base is as good as recorded.
+
+
+def test_held_out_loss_and_questions_are_as_recorded(pocket):
+    model, tokenizer = pocket
+    loss = tasks.loss_per_token(model, tokenizer, tasks.held_out_stories(500))
+    assert loss == pytest.approx(RECORD["held_out_loss"], abs=0.002)
+    assert loss < 1.03 * RECORD["training_loss"]
+    assert tasks.word_accuracy(model, tokenizer, tasks.questions(500, seed=12)) >= 0.95
+
+
+def test_left_padded_rows_get_the_same_answers_as_single_rows(pocket):
+    model, tokenizer = pocket
+    examples = tasks.questions(16, seed=4)
+    prompts = [e.prompt for e in examples]
+    together = tasks.continuations(model, tokenizer, prompts, max_new_tokens=3)
+    alone = [tasks.continuations(model, tokenizer, [p], max_new_tokens=3)[0] for p in prompts]
+    assert together == alone
+
+
+def test_pretraining_command_trains_and_writes_a_model_that_loads(tmp_path, monkeypatch):
+    argv = ["pretrain", "--out", str(tmp_path), "--steps", "3", "--batch-size", "4"]
+    monkeypatch.setattr("sys.argv", argv)
+    monkeypatch.setattr(tasks, "held_out_stories", lambda n: ["tom met lily there ."])
+    monkeypatch.setattr(tasks, "questions", lambda n, seed: [tasks.Example("tom was", "sad")])
+    monkeypatch.setattr(pretrain, "training_stories", lambda *_: ["lily met tom there ."])
+    pretrain.main()
+    model, tokenizer = load_base(str(tmp_path))
+    record = json.loads((tmp_path / "pretraining.json").read_text())
+    assert record["steps"] == 3
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+    assert len(tokenizer) == model.config.vocab_size
+
+
+# Claim: the measurements beside the weights show what a base to teach with must show.
+
+
+def test_stored_measurements_show_what_the_book_teaches():
+    m = json.loads((FOLDER / "measurements.json").read_text())
+    sentiment, style, mapping = (
+        m[k] for k in ("sentiment accuracy", "style accuracy", "translation exact match")
+    )
+    assert len(m["seeds"]) == 3
+    assert m["base"]["share that follow the grammar"] > 0.95
+    assert sentiment["lora"]["mean"] > sentiment["full"]["mean"] - 0.02
+    assert sentiment["lora"]["mean"] > sentiment["linear probe"]["mean"] + 0.15
+    assert m["domain adaptation"]["share of the gap that LoRA closes"] >= 0.9
+    forgetting = {k: m["domain adaptation"][k]["stories loss at equal target loss"] for k in ("full", "lora")}
+    assert max(forgetting["lora"]["runs"]) < min(forgetting["full"]["runs"])
+    assert style["prompt"]["mean"] >= 0.9 * style["full"]["mean"]
+    assert mapping["prompt"]["mean"] < mapping["lora"]["mean"] - 0.2
