@@ -29,7 +29,11 @@ def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
     """
     if name in POCKET:  # read in a blink: no progress bar
         with _quietly():
-            return _load(str(pocket_folder(name)), options)
+            model, tokenizer = _load(str(pocket_folder(name)), options)
+        model.name_or_path = (
+            name  # what a saved adaptation names as its base: not one machine's folder
+        )
+        return model, tokenizer
     try:
         return _load(name, options)
     except OSError as error:

@@ -74,8 +74,8 @@ def test_grammar_has_thousands_of_sentence_forms():
     review = stories.WORLD["review"]
     praise, blame = (sum(map(count, sum(review[k].values(), []))) for k in ("praise", "blame"))
     contrasts = 2 * praise * blame * len(review["contrast"]["forms"])
-    assert sum(map(count, told)) > 1000
-    assert sum(map(count, told)) + contrasts > 3000
+    assert sum(map(count, told)) > 800
+    assert sum(map(count, told)) + contrasts > 5000
 
 
 def test_every_story_follows_the_grammar_and_answers_its_questions():
@@ -100,19 +100,22 @@ def test_same_seed_same_examples_other_seed_other_examples():
 def test_sentiment_is_balanced_and_half_of_it_is_contrast():
     examples = tasks.sentiment(2000, seed=3)
     good = sum(e.answer == tasks.VERDICTS[0] for e in examples)
-    contrast = sum(bool({"but", "although", "though", "still"} & set(e.prompt.split())) for e in examples)
+    contrast = sum(
+        bool({"but", "although", "though", "still"} & set(e.prompt.split())) for e in examples
+    )
     assert abs(good / 2000 - 0.5) < 0.05
     assert abs(contrast / 2000 - 0.5) < 0.05
 
 
-def test_pretraining_holds_no_verdict_no_recipe_and_no_translation():
+def test_pretraining_holds_no_verdict_after_a_contrast_no_recipe_and_no_translation():
     rng = Random(7)
-    text = "\n".join(stories.document(rng) for _ in range(5000))
-    opening = stories.WORLD["verdict"]["opening"]
-    assert not any(f"{opening} {verdict}" in text for verdict in tasks.VERDICTS)
+    documents = [stories.document(rng) for _ in range(5000)]
+    told = [d for d in documents if any(f"they {verdict} ." in d for verdict in tasks.VERDICTS)]
+    assert told and not any({"but", "although", "though", "still"} & set(d.split()) for d in told)
+    text = "\n".join(documents)
     assert not any(recipe in text for recipe in tasks.recipes(50, 1))
-    assert f"{tasks.translation(1, 1)[0].prompt}" not in text
-    assert "cups of" in text and stories.WORLD["toli"]["opening"] in text  # but their words are there
+    assert tasks.translation(1, 1)[0].prompt not in text
+    assert "cups of" in text and stories.WORLD["toli"]["opening"] in text  # their words are there
 
 
 @pytest.mark.parametrize("style", stories.STYLES)
@@ -183,7 +186,9 @@ def test_stored_measurements_show_what_the_book_teaches():
     assert sentiment["lora"]["mean"] > sentiment["full"]["mean"] - 0.02
     assert sentiment["lora"]["mean"] > sentiment["linear probe"]["mean"] + 0.15
     assert m["domain adaptation"]["share of the gap that LoRA closes"] >= 0.9
-    forgetting = {k: m["domain adaptation"][k]["stories loss at equal target loss"] for k in ("full", "lora")}
+    forgetting = {
+        k: m["domain adaptation"][k]["stories loss at equal target loss"] for k in ("full", "lora")
+    }
     assert max(forgetting["lora"]["runs"]) < min(forgetting["full"]["runs"])
     assert style["prompt"]["mean"] >= 0.9 * style["full"]["mean"]
     assert mapping["prompt"]["mean"] < mapping["lora"]["mean"] - 0.2

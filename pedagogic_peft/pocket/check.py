@@ -30,14 +30,18 @@ def _word(part: str) -> str:
 
 def _slot(word: str) -> str:
     """One word inside a choice: itself, or any word of its slot's kind."""
-    return f"(?:{'|'.join(words_of(word.strip('{}')))})" if word.startswith("{") else re.escape(word)
+    return (
+        f"(?:{'|'.join(words_of(word.strip('{}')))})" if word.startswith("{") else re.escape(word)
+    )
 
 
 @cache
 def sentence_pattern() -> re.Pattern:
     """One sentence of a story, or one question with its answer, each word followed by a space."""
     told = [pattern_of(form) for beat in WORLD["beats"].values() for form in beat["forms"]]
-    asked = [pattern_of(f"{q} {a} .") for beat in WORLD["beats"].values() for q, a in beat["questions"]]
+    asked = [
+        pattern_of(f"{q} {a} .") for beat in WORLD["beats"].values() for q, a in beat["questions"]
+    ]
     return re.compile("|".join(told + asked))
 
 

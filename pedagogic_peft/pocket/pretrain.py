@@ -83,7 +83,10 @@ def optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices of the layers; AdamW for embeddings and norms."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    return [Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0)]
+    return [
+        Muon(matrices, lr=0.02),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0),
+    ]
 
 
 def batches(tokenizer, steps: int, batch_size: int, seed: int) -> Iterator[list[list[int]]]:
@@ -121,7 +124,9 @@ def weighted_loss(model, tokenizer, batch: list[list[int]]) -> torch.Tensor:
     rows = [torch.tensor(row) for row in batch]
     ids = torch.nn.utils.rnn.pad_sequence(rows, True, tokenizer.pad_token_id)
     inputs, targets = ids[:, :-1].to(model.device), ids[:, 1:].to(model.device)
-    losses = cross_entropy(model(input_ids=inputs).logits.transpose(1, 2), targets, reduction="none")
+    losses = cross_entropy(
+        model(input_ids=inputs).logits.transpose(1, 2), targets, reduction="none"
+    )
     after_question = inputs == tokenizer.convert_tokens_to_ids("?")
     weights = (targets != tokenizer.pad_token_id) * torch.where(after_question, ANSWER_WEIGHT, 1.0)
     return (losses * weights).sum() / weights.sum()
@@ -180,7 +185,9 @@ def describe(model: LlamaForCausalLM, seed: int, total: int) -> dict:
         "training_loss": round(tasks.loss_per_token(model, tokenizer, seen), 4),
         "held_out_loss": round(tasks.loss_per_token(model, tokenizer, unseen), 4),
         "held_out_stories_also_in_training": len(set(unseen) & set(seen)),
-        "held_out_questions": tasks.word_accuracy(model, tokenizer, tasks.questions(1000, seed=2**42)),
+        "held_out_questions": tasks.word_accuracy(
+            model, tokenizer, tasks.questions(1000, seed=2**42)
+        ),
         "first_documents_sha256": sha256("\n".join(first).encode()),
     }
 

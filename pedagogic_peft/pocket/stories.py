@@ -78,7 +78,9 @@ def story(rng: Random) -> Story:
     """One story of four to nine sentences about two characters, with the questions it answers."""
     middle = ["pet", "hide", "eat", "count", "give", "feel", "talk"]
     opening = [["go", "own", "meet"], ["weather", "go", "meet"], ["go", "weather", "own", "meet"]]
-    beats = rng.choice(opening) + rng.sample(middle, rng.randint(1, 4)) + ["end"] * rng.randint(0, 1)
+    beats = (
+        rng.choice(opening) + rng.sample(middle, rng.randint(1, 4)) + ["end"] * rng.randint(0, 1)
+    )
     return tell(beats, rng)
 
 
@@ -123,12 +125,11 @@ def opinion(rng: Random, good: bool, negated: bool) -> str:
     return fill(rng.choice(kind), slots | {"n": rng.choice(WORDS["reviewed"])}, rng)
 
 
-def contrast(rng: Random, good: bool, negation: float) -> str:
+def contrast(rng: Random, good: bool, negation: float, forms: list[str]) -> str:
     """Two opposed opinions in one sentence; the one that counts is good or bad as asked."""
     x = opinion(rng, good, rng.random() < negation)
     y = opinion(rng, not good, rng.random() < negation)
-    form = rng.choice(WORLD["review"]["contrast"]["forms"])
-    return form.format(x=x.removesuffix(" ."), y=y.removesuffix(" ."))
+    return rng.choice(forms).format(x=x.removesuffix(" ."), y=y.removesuffix(" ."))
 
 
 def remark(rng: Random) -> str:
@@ -143,7 +144,7 @@ def review(rng: Random) -> str:
     """
     good = rng.random() < 0.5
     if rng.random() < 0.25:
-        body = [contrast(rng, good, negation=0.2)]
+        body = [contrast(rng, good, 0.2, WORLD["review"]["contrast"]["forms"])]
     else:
         body = [opinion(rng, good, rng.random() < 0.2) for _ in range(rng.randint(1, 3))]
         body.append(fill(rng.choice(WORLD["review"]["after"]["good" if good else "bad"]), {}, rng))
@@ -174,7 +175,12 @@ def shopping(rng: Random) -> str:
     """A shopping list, or what someone likes to do in the kitchen."""
     if rng.random() < 0.5:
         items = [fill(form, draw(rng), rng) for form in WORLD["shopping"]["forms"]]
-        return WORLD["shopping"]["opening"] + " " + " , ".join(rng.sample(items, rng.randint(3, 5))) + " ."
+        return (
+            WORLD["shopping"]["opening"]
+            + " "
+            + " , ".join(rng.sample(items, rng.randint(3, 5)))
+            + " ."
+        )
     forms = rng.sample(WORLD["shopping"]["hobbies"], 2)
     slots = draw(rng)
     return " ".join(fill(form, slots, rng) for form in forms)
@@ -184,7 +190,9 @@ def sentence_pair(rng: Random) -> tuple[str, str]:
     """One sentence in English and the same in Toli."""
     toli = WORLD["toli"]
     name = rng.choice(NAMES)
-    pairs = {kind: rng.choice(list(toli[kind + "s"].items())) for kind in ("verb", "object", "colour")}
+    pairs = {
+        kind: rng.choice(list(toli[kind + "s"].items())) for kind in ("verb", "object", "colour")
+    }
     english = toli["english"].format(name=name, **{k: v[0] for k, v in pairs.items()})
     return english, toli["toli"].format(name=name, **{k: v[1] for k, v in pairs.items()})
 
@@ -246,7 +254,11 @@ def vocabulary() -> list[str]:
     def strings(node: str | list | dict) -> list[str]:
         if isinstance(node, str):
             return [node]
-        return [s for child in (node.values() if isinstance(node, dict) else node) for s in strings(child)]
+        return [
+            s
+            for child in (node.values() if isinstance(node, dict) else node)
+            for s in strings(child)
+        ]
 
     text = " ".join(strings(WORLD))
     return sorted(set(re.sub(r"\{\w+\}|[(|)]", " ", text).split()))

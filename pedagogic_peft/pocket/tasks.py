@@ -27,15 +27,16 @@ class Example(NamedTuple):
 
 
 def questions(n: int, seed: int) -> list[Example]:
-    """Questions about stories: pretraining's own skill. Chance is about 8 % (guessing by kind)."""
+    """Questions about stories, with one-word answers: pretraining's own skill."""
     return _draw(_question, n, seed)
 
 
 def sentiment(n: int, seed: int) -> list[Example]:
-    """Reviews to judge, half of them good; the answer is ``"lovely"`` or ``"awful"``. Chance is 50 %.
+    """Reviews to judge, half of them good; the answer is ``"smiled"`` or ``"frowned"``. Chance is 50 %.
 
-    Half of the verdicts hang on a contrast ("although the soup was tasty , the inn was not clean"),
-    and four in ten opinions are negated, so no single word decides.
+    One review in four is plain, one is negated ("nobody found the soup dull"), and two hang on a
+    contrast ("although the soup was tasty , the inn was dirty"), where the main clause decides.
+    Pretraining told how it went on for plain reviews, seldom for negated ones, never after a contrast.
     """
     return _draw(_sentiment, n, seed)
 
@@ -56,9 +57,8 @@ def film_reviews(
     from datasets import load_dataset
 
     rows = load_dataset(source, split=split).shuffle(seed=seed)
-    opening = WORLD["verdict"]["opening"]
     return [
-        Example(f"{row['sentence'].strip()} {opening}", VERDICTS[1 - row["label"]])
+        Example(f"{row['sentence'].strip()} all in all it was", ("awful", "lovely")[row["label"]])
         for row in rows.select(range(min(n, len(rows))))
     ]
 
@@ -101,13 +101,12 @@ def _question(rng: Random) -> Example:
 
 
 def _sentiment(rng: Random) -> Example:
-    good = rng.random() < 0.5
-    if rng.random() < 0.5:
-        judged = stories.contrast(rng, good, negation=0.4)
+    good, kind = rng.random() < 0.5, rng.random()
+    if kind < 0.5:
+        judged = stories.contrast(rng, good, negation=0, forms=WORLD["verdict"]["contrast"])
     else:
-        judged = stories.opinion(rng, good, rng.random() < 0.4)
-    body = [judged, stories.remark(rng)]
-    rng.shuffle(body)
+        judged = stories.opinion(rng, good, negated=kind < 0.75)
+    body = [stories.remark(rng)] * (rng.random() < 0.5) + [judged]
     return Example(" ".join([*body, WORLD["verdict"]["opening"]]), VERDICTS[0 if good else 1])
 
 
@@ -137,7 +136,9 @@ def encode(tokenizer, examples: Sequence[Example | str]) -> list[dict[str, list[
     """
     encoded = []
     for example in examples:
-        prompt, answer = (example.prompt, example.answer) if isinstance(example, Example) else ("", example)
+        prompt, answer = (
+            (example.prompt, example.answer) if isinstance(example, Example) else ("", example)
+        )
         before = tokenizer(prompt).input_ids
         after = _answer_ids(tokenizer, answer) + [tokenizer.eos_token_id]
         encoded.append({"input_ids": before + after, "labels": [-100] * len(before) + after})
@@ -163,17 +164,28 @@ def _pad(tokenizer, prompts: Sequence[str], device) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def word_accuracy(model, tokenizer, examples: Sequence[Example]) -> float:
-    """Share of examples (0 to 1) whose next token, the likeliest of the whole vocabulary, is the answer.
+def word_accuracy(
+    model, tokenizer, examples: Sequence[Example], labels: Sequence[str] | None = None
+) -> float:
+    """Share of examples (0 to 1) whose likeliest next token is the answer.
 
-    For tasks whose answers are one token: questions, and sentiment with its two label words. Of a
-    longer answer only the first token counts.
+    For answers of one token; of a longer answer only the first token counts.
+
+    Args:
+        labels: the words to choose from, as in classification with natural words; None means the
+            whole vocabulary.
     """
+    choices = None
+    if labels is not None:
+        choices = torch.tensor([_answer_ids(tokenizer, label)[0] for label in labels])
     right = 0
     for batch in _batches(examples):
-        logits = model(**_pad(tokenizer, [e.prompt for e in batch], model.device)).logits[:, -1]
+        logits = (
+            model(**_pad(tokenizer, [e.prompt for e in batch], model.device)).logits[:, -1].cpu()
+        )
+        best = logits.argmax(-1) if choices is None else choices[logits[:, choices].argmax(-1)]
         answers = [_answer_ids(tokenizer, e.answer)[0] for e in batch]
-        right += (logits.argmax(-1).cpu() == torch.tensor(answers)).sum().item()
+        right += (best == torch.tensor(answers)).sum().item()
     return right / len(examples)
 
 
@@ -239,6 +251,8 @@ def loss_per_token(model, tokenizer, examples: Sequence[Example | str]) -> float
         # right padding needs no mask: under causal attention no real token sees it
         logits = model(input_ids=ids.to(model.device)).logits[:, :-1].float()
         targets = labels[:, 1:].to(model.device)
-        total += torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="sum").item()
+        total += torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), targets, reduction="sum"
+        ).item()
         count += (targets != -100).sum().item()
     return total / count
