@@ -5,20 +5,20 @@ Trainer) goes on working. Each checks everything before it changes anything. The
 model carries is one attribute of the model, shared by its sites.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
 from pedagogic_peft.counting import memory_of
-from pedagogic_peft.sites import Adaptations, Site, sites, swap
+from pedagogic_peft.sites import Adaptations, Annex, Method, Place, Site, layer_of, sites, swap
 
 
-def attach(model: nn.Module, method: Any, name: str = "default") -> nn.Module:
+def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:
     """Freeze the model, add an adaptation to it, and make that the only active one.
 
-    Until it is trained the adapted model computes what the model computed. Only the adaptation's
+    Until it is trained the adapted model computes what the model computed (but for soft prompts
+    and adapters that begin near the identity; their classes say so). Only the adaptation's
     parameters require a gradient. When several adaptations are attached, the inactive ones still
     have ``requires_grad`` but take no part in the forward pass: they get no gradient, and no
     optimiser of torch moves a parameter without one.
@@ -59,33 +59,84 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     if record.merged:
         unmerge(model)
     gone = set(record.methods) if name is None else {name}
-    here = [site for _, site in sites(model)]
-    for site in here:
-        for key in gone & set(site.deltas):
-            del site.deltas[key]
-    swap(model, {site: site.base for site in here if not site.deltas})
+    here = list(sites(model))
+    for _, place in here:
+        for key in gone & set(place.deltas):
+            del place.deltas[key]
+    empty = {path: place for path, place in here if not place.deltas}
+    swap(model, {site: site.base for site in empty.values() if isinstance(site, Site)})
+    for path, annex in empty.items():
+        if isinstance(annex, Annex):
+            annex.remove(model.get_submodule(path))
     record.active = tuple(n for n in record.active if n not in gone)
+    record.rows = () if gone & set(record.rows) else record.rows
     record.methods = {n: method for n, method in record.methods.items() if n not in gone}
     if not record.methods:
         _forget(model)
     return model
 
 
-def activate(model: nn.Module, *names: str) -> nn.Module:
+def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = None) -> nn.Module:
     """Choose the adaptations that take part in the forward pass: one, several or none.
 
-    The deltas of several add up. This is one assignment, however many sites the model has.
+    Several run one after the other at each site: low-rank updates and prefixes add up, bottleneck
+    adapters form a **stack**. This is one assignment, however many sites the model has.
+
+    Args:
+        model: a model with adaptations.
+        *names: the adaptations, in order; none gives the frozen model.
+        rows: instead of names, one adaptation for each row of the coming batches (None: the frozen
+            model), as when requests of several users are served together. Gradients flow too. In
+            `generate` with beams, name the rows of the batch, not the beams.
+
+    Returns:
+        The same model.
 
     Raises:
-        ValueError: the model has no such adaptation.
+        ValueError: the model has no such adaptation; names and rows together; rows of soft prompts,
+            which lengthen some rows and not others.
         RuntimeError: an adaptation is merged.
     """
     record = adaptations_of(model)
-    for name in names:
-        _check_known(record, name)
+    if names and rows is not None:
+        raise ValueError(f"names={names}, rows={rows!r}: give one of the two")
+    chosen = list(names if rows is None else rows)
+    for name in chosen:
+        if name is not None or rows is None:
+            _check_known(record, name)
     _refuse_merged(record, "activate")
+    for path, place in sites(model) if rows else ():
+        if isinstance(place, Annex) and (prompts := set(place.deltas) & set(chosen)):
+            raise ValueError(f"rows: {sorted(prompts)} act on a whole batch (at {path!r})")
     record.active = tuple(dict.fromkeys(names))
+    record.rows = tuple(rows or ())
     return model
+
+
+@contextmanager
+def adapter_drop(model: nn.Module, layers: int) -> Iterator[nn.Module]:
+    """Inside the block, the lowest layers run without their deltas.
+
+    AdapterDrop (Rücklé et al. 2021, arXiv:2010.11918, section 4) makes inference faster this way.
+    For an adaptation that bears it, train inside the block, with another number each step.
+
+    Args:
+        model: a model with adaptations.
+        layers: how many layers, counted from the input; 0 drops nothing.
+
+    Raises:
+        ValueError: a negative or fractional number.
+        RuntimeError: an adaptation is merged.
+    """
+    record = adaptations_of(model)
+    _refuse_merged(record, "adapter_drop")
+    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 0:
+        raise ValueError(f"layers={layers!r}: expected a whole number, at least 0")
+    before, record.dropped_layers = record.dropped_layers, layers
+    try:
+        yield model
+    finally:
+        record.dropped_layers = before
 
 
 @contextmanager
@@ -124,8 +175,9 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
         The same model.
 
     Raises:
-        ValueError: the model has no such adaptation; a weight is tied to another module, which
-            would change too; a weight is quantised; ``unload`` with other adaptations attached.
+        ValueError: the model has no such adaptation; the method cannot be merged, because it is no
+            change of a weight; a weight is tied to another module, which would change too; a weight
+            is quantised; ``unload`` with other adaptations attached.
         RuntimeError: an adaptation is already merged, or none is active.
     """
     record = adaptations_of(model)
@@ -139,9 +191,10 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
         raise ValueError(
             f"merge(unload=True) would lose {sorted(others)}: save and detach them first"
         )
-    here = {p: s for p, s in sites(model) if any(n in s.deltas for n in names)}
+    here = _mergeable_sites(model, names)
     _check_mergeable(model, here)
     before, record.active = record.active, names
+    record.rows = ()
     try:
         for path, site in here.items():
             record.originals[path] = {k: t.clone() for k, t in site.base.state_dict().items()}
@@ -211,29 +264,50 @@ def check_can_attach(model: nn.Module, name: str) -> None:
             raise ValueError(
                 f"An adaptation {name!r} is there already: choose another name or detach it"
             )
-    for path, site in sites(model):
-        if site.adaptations is not record:
+    for path, place in sites(model):
+        if place.adaptations is not record:
             raise ValueError(
                 f"{path!r} was adapted through another model object: use that one, or detach"
             )
 
 
-def install(model: nn.Module, method: Any, name: str, deltas: Mapping[str, nn.Module]) -> nn.Module:
+def install(
+    model: nn.Module, method: Method, name: str, deltas: Mapping[str, nn.Module]
+) -> nn.Module:
     """Put the deltas ``{path: delta}`` into the model, as adaptation ``name``."""
     if "_adaptations" not in vars(model):
         model._adaptations = Adaptations()
         model._adaptations.found_trainable = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
     record = model._adaptations
-    places = {path: model.get_submodule(path) for path in deltas}
-    new = {m: Site(m, record) for m in places.values() if not isinstance(m, Site)}
+    seats: dict[nn.Module, nn.Module] = {}
     for path, delta in deltas.items():
-        site = new.get(places[path], places[path])
-        site.deltas[name] = delta.train(site.training)
-    swap(model, new)
+        module = model.get_submodule(path)
+        place = _place_for(module, delta, record, path, seats)
+        place.deltas[name] = delta.train(place.training)
+    swap(model, seats)
+    if any(hasattr(delta, "attend") for delta in deltas.values()):
+        from pedagogic_peft.attention import take_over
+
+        take_over(model, record)
     record.methods[name] = method
-    record.active = (name,)
+    record.active, record.rows = (name,), ()
     return model
+
+
+def _place_for(
+    module: nn.Module,
+    delta: nn.Module,
+    record: Adaptations,
+    path: str,
+    seats: dict[nn.Module, nn.Module],
+) -> Place:
+    """Return the place of the delta; a new site is noted in ``seats`` as ``{module: site}``."""
+    if getattr(delta, "beside", False):
+        return module._modules.get("annex") or Annex(module, record, layer_of(path))
+    if isinstance(module, Site):
+        return module
+    return seats.setdefault(module, Site(module, record, layer_of(path)))
 
 
 def _restore(model: nn.Module, record: Adaptations) -> None:
@@ -244,8 +318,11 @@ def _restore(model: nn.Module, record: Adaptations) -> None:
 
 
 def _forget(model: nn.Module) -> None:
-    for parameter in model._adaptations.found_trainable:
+    record = model._adaptations
+    for parameter in record.found_trainable:
         parameter.requires_grad_(True)
+    if record.found_attention is not None:
+        model.set_attn_implementation(record.found_attention)
     del model._adaptations
 
 
@@ -261,6 +338,17 @@ def _refuse_merged(record: Adaptations, verb: str) -> None:
         raise RuntimeError(
             f"{verb}: {', '.join(record.active)} is merged into the weights; unmerge first"
         )
+
+
+def _mergeable_sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
+    here = {p: place for p, place in sites(model) if any(n in place.deltas for n in names)}
+    for path, place in here.items():
+        for delta in (place.deltas[n] for n in names if n in place.deltas):
+            if not hasattr(delta, "merge_into"):
+                raise ValueError(
+                    f"{path}: {type(delta).__name__} is no change of a weight and cannot be merged"
+                )
+    return here
 
 
 def _check_mergeable(model: nn.Module, here: Mapping[str, Site]) -> None:

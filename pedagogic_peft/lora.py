@@ -10,16 +10,43 @@ of which only A and B are trained. The site is a linear map or an embedding, the
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.sites import TrainedCopy
-from pedagogic_peft.targets import find_modules, find_targets, is_conv1d
+from pedagogic_peft.checks import (
+    check_flag,
+    check_pattern,
+    check_positive,
+    check_probability,
+    check_whole,
+    names,
+    targets,
+)
+from pedagogic_peft.peft_format import (
+    check_options,
+    check_paths,
+    fill,
+    heads_of,
+    tensors_of,
+    with_prefix,
+    without_prefix,
+)
+from pedagogic_peft.sites import TrainedCopy, base_modules
+from pedagogic_peft.targets import find_modules, find_targets, is_conv1d, shortest_names
+
+# Keys of PEFT's configuration that are read here, or that mean nothing for a trained adapter, and
+# values of other keys that mean nothing either (the other initialisations change the base too).
+KNOWN_KEYS = set(
+    """alpha_pattern eva_config fan_in_fan_out lora_alpha lora_dropout qalora_group_size r
+    rank_pattern use_rslora""".split()
+)
+OFF = {"bias": ["none"], "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"]}
+LORA_A = re.compile(r"(?P<path>.+)\.(lora_A\.weight|lora_embedding_A)")  # both are (r, size)
 
 
 @dataclass(frozen=True)
@@ -49,6 +76,8 @@ class LoRA:
         TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
+    peft_type: ClassVar[str] = "LORA"
+
     r: int = 8
     alpha: float = 16
     dropout: float = 0.0
@@ -59,21 +88,14 @@ class LoRA:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        _check_rank("r", self.r)
-        _check_alpha("alpha", self.alpha)
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r}: expected a probability, 0 <= dropout < 1")
-        if not isinstance(self.use_rslora, bool):
-            raise TypeError(f"use_rslora={self.use_rslora!r}: expected True or False")
-        _check_pattern("rank_pattern", self.rank_pattern, _check_rank)
-        _check_pattern("alpha_pattern", self.alpha_pattern, _check_alpha)
-        # Lists become tuples, so that nobody changes the names of a frozen object.
-        if isinstance(self.target_modules, str):
-            _check_regex("target_modules", self.target_modules)
-        elif self.target_modules is not None:
-            names = _names("target_modules", self.target_modules)
-            object.__setattr__(self, "target_modules", names)
-        object.__setattr__(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
+        check_whole("r", self.r)
+        check_positive("alpha", self.alpha)
+        check_probability("dropout", self.dropout)
+        check_flag("use_rslora", self.use_rslora)
+        check_pattern("rank_pattern", self.rank_pattern, check_whole)
+        check_pattern("alpha_pattern", self.alpha_pattern, check_positive)
+        object.__setattr__(self, "target_modules", targets("target_modules", self.target_modules))
+        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
 
     def plan(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return ``{path: delta}`` for this model, which is not changed.
@@ -82,11 +104,63 @@ class LoRA:
             ValueError: a name matches nothing, or nothing LoRA can adapt.
         """
         saved = find_modules(model, self.modules_to_save)
-        targets = find_targets(model, self.target_modules, can_adapt, without=saved)
-        _check_all_match("rank_pattern", self.rank_pattern, targets)
-        _check_all_match("alpha_pattern", self.alpha_pattern, targets)
-        deltas = {path: self._delta(path, module) for path, module in targets.items()}
+        places = find_targets(model, self.target_modules, can_adapt, without=saved)
+        _check_all_match("rank_pattern", self.rank_pattern, places)
+        _check_all_match("alpha_pattern", self.alpha_pattern, places)
+        deltas = {path: self._delta(path, module) for path, module in places.items()}
         return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
+
+    def to_peft(
+        self, model: nn.Module, deltas: Mapping[str, nn.Module]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return PEFT's configuration and tensors (under ``save``: see there)."""
+        paths = [path for path, delta in deltas.items() if not isinstance(delta, TrainedCopy)]
+        ranks = {p: self.rank_of(p) for p in paths}
+        alphas = {p: self.alpha_of(p) for p in paths}
+        modules = base_modules(model)
+        config = {
+            "r": self.r,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.use_rslora,
+            "target_modules": shortest_names(model, paths),
+            "rank_pattern": {p: r for p, r in ranks.items() if r != self.r},
+            "alpha_pattern": {p: a for p, a in alphas.items() if a != self.alpha},
+            "modules_to_save": list(self.modules_to_save) or None,
+            "fan_in_fan_out": any(is_conv1d(modules[path]) for path in paths),
+            "bias": "none",
+        }
+        return config, with_prefix(tensors_of(deltas))
+
+    @classmethod
+    def from_peft(
+        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[Self, dict[str, nn.Module]]:
+        """Return the hyper-parameters (targets and ranks of the tensors) and the filled deltas.
+
+        Raises:
+            ValueError: an option is not supported, or the tensors do not fit the model.
+        """
+        check_options(config, KNOWN_KEYS, OFF)
+        tensors = without_prefix(model, tensors)
+        ranks = {m["path"]: len(t) for key, t in tensors.items() if (m := LORA_A.fullmatch(key))}
+        check_paths(model, config, ranks, can_adapt)
+        r, alpha = config.get("r", 8), config.get("lora_alpha", 8)  # PEFT's defaults
+        of_config = cls(r, alpha, alpha_pattern=config.get("alpha_pattern") or {})
+        alphas = {path: of_config.alpha_of(path) for path in ranks}
+        method = cls(
+            r=r,
+            alpha=alpha,
+            dropout=config.get("lora_dropout", 0.0),
+            target_modules=shortest_names(model, list(ranks)),
+            use_rslora=config.get("use_rslora", False),
+            modules_to_save=heads_of(config, model),
+            rank_pattern={path: rank for path, rank in ranks.items() if rank != r},
+            alpha_pattern={path: a for path, a in alphas.items() if a != alpha},
+        )
+        deltas = method.plan(model)
+        fill(deltas, tensors)
+        return method, deltas
 
     def rank_of(self, path: str) -> int:
         """Return r for the module at this path."""
@@ -208,38 +282,3 @@ def _check_all_match(what: str, pattern: Mapping[str, Any], paths: Mapping[str, 
     unused = [key for key in pattern if not any(_matches_end(key, path) for path in paths)]
     if unused:
         raise ValueError(f"{what}: {unused} match none of the targets, which are {list(paths)}")
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_rank(what: str, value) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{what}={value!r}: expected a whole number, at least 1")
-
-
-def _check_alpha(what: str, value) -> None:
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise ValueError(f"{what}={value!r}: expected a number greater than 0")
-
-
-def _check_pattern(what: str, pattern, check_value: Callable[[str, Any], None]) -> None:
-    if not isinstance(pattern, Mapping):
-        raise TypeError(f"{what}={pattern!r}: expected a dict, {{end of a path: value}}")
-    for key, value in pattern.items():
-        _check_regex(what, key)
-        check_value(f"{what}[{key!r}]", value)
-
-
-def _check_regex(what: str, value: str) -> None:
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise ValueError(f"{what}={value!r} is not a regular expression: {error}") from None
-
-
-def _names(what: str, value) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(n, str) and n for n in value):
-        raise TypeError(f"{what}={value!r}: expected a list of module names")
-    return tuple(value)

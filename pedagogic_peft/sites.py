@@ -2,37 +2,70 @@
 
 He et al. 2022 ("Towards a Unified View of Parameter-Efficient Transfer Learning", section 3)
 describe every method by three choices: the *site* in the model, the *delta* computed there, and
-the way the two are *joined*. `Site` is the first choice. A delta is any module that is called as
-``delta(x, y)`` with the site's input and output and returns the new output, so its last line says
-how it is joined.
+the way the two are *joined*. A place holds the deltas of one module, one for each adaptation:
+
+* A `Site` takes the module's seat. Its deltas are modules called as ``delta(x, y)`` with the
+  module's input and output, and return the new output: the last line of a delta says how it is
+  joined. A delta that changes the *input* has a method ``before(x)`` besides.
+* An `Annex` stands beside a module that keeps its seat, for what concerns a whole attention or a
+  whole backbone. Its deltas have ``enter(module, args, kwargs)``, which returns new arguments, and
+  ``leave(module, output)``, which returns a new output, or are asked by the attention function.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor, nn
+
+
+class Method(Protocol):
+    """What the verbs ask of a method's hyper-parameters (`LoRA`, `IA3`, ...)."""
+
+    peft_type: ClassVar[str]  # its name in checkpoints
+
+    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return ``{path: delta}`` for this model, which is not changed."""
+
+    def to_peft(
+        self, model: nn.Module, deltas: Mapping[str, nn.Module]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the configuration and the tensors of a checkpoint."""
+
+    @classmethod
+    def from_peft(
+        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[Self, dict[str, nn.Module]]:
+        """Return the hyper-parameters of a checkpoint and ``{path: delta}`` with its tensors."""
 
 
 @dataclass
 class Adaptations:
-    """What one model carries. All its sites share this object, so a switch is one assignment.
+    """What one model carries. All its places share this object, so a switch is one assignment.
 
     Attributes:
         methods: the hyper-parameters (for example a `LoRA`) of each adaptation, by name.
         active: names of the adaptations that take part in the forward pass, in order.
+        rows: the adaptation of each row of a batch (None: the frozen model), instead of ``active``.
         enabled: False inside ``with disabled(model)``.
+        dropped_layers: how many of the lowest layers run without deltas (AdapterDrop).
         originals: while the active adaptations are merged into the base weights, the weights from
             before: {path of the site: its base's state dict}.
         found_trainable: the parameters that required a gradient before the first `attach`.
+        found_attention: the attention implementation from before a prefix took it over.
     """
 
-    methods: dict[str, Any] = field(default_factory=dict)
+    methods: dict[str, Method] = field(default_factory=dict)
     active: tuple[str, ...] = ()
+    rows: tuple[str | None, ...] = ()
     enabled: bool = True
+    dropped_layers: int = 0
     originals: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     found_trainable: list[nn.Parameter] = field(default_factory=list)
+    found_attention: str | None = None
 
     @property
     def merged(self) -> bool:
@@ -40,12 +73,35 @@ class Adaptations:
         return bool(self.originals)
 
     @property
-    def running(self) -> tuple[str, ...]:
-        """Names of the adaptations a site has to compute now."""
-        return self.active if self.enabled and not self.merged else ()
+    def computed(self) -> bool:
+        """Whether the places have anything to compute now."""
+        return self.enabled and not self.merged
 
 
-class Site(nn.Module):
+class Place(nn.Module):
+    """The deltas at one module of the model.
+
+    Args:
+        adaptations: the model's shared record of which adaptations are active.
+        layer: number of the layer the module is in, counted from 0; None outside of the layers.
+    """
+
+    def __init__(self, adaptations: Adaptations, layer: int | None):
+        super().__init__()
+        self.deltas = nn.ModuleDict()  # adaptation name -> delta
+        self.adaptations = adaptations
+        self.layer = layer
+
+    def running(self) -> list[Any]:
+        """Return the deltas that take part in the forward pass now, in order."""
+        record = self.adaptations
+        dropped = self.layer is not None and self.layer < record.dropped_layers
+        if dropped or not record.computed:
+            return []
+        return [self.deltas[name] for name in record.active if name in self.deltas]
+
+
+class Site(Place):
     """A module of the model, frozen, together with the deltas attached to it.
 
     The site stands in the model where ``base`` stood. With no adaptation running it returns
@@ -54,23 +110,48 @@ class Site(nn.Module):
 
     Args:
         base: the module that is adapted.
-        adaptations: the model's shared record of which adaptations are active.
+        adaptations, layer: as in `Place`.
     """
 
-    def __init__(self, base: nn.Module, adaptations: Adaptations):
-        super().__init__()
+    def __init__(self, base: nn.Module, adaptations: Adaptations, layer: int | None = None):
+        super().__init__(adaptations, layer)
         self.base = base
-        self.deltas = nn.ModuleDict()  # adaptation name -> delta
-        self.adaptations = adaptations
         self.training = base.training
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on ``x``, then let each running adaptation change its output ``y``."""
+        if self.adaptations.rows and self.adaptations.computed:
+            return self.forward_rows(x, self.adaptations.rows)
+        return self.forward_with(self.running(), x, *args, **kwargs)
+
+    def forward_with(self, deltas: Sequence[Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run ``base`` on ``x`` with these deltas."""
+        for delta in deltas:
+            if hasattr(delta, "before"):
+                x = delta.before(x)
         y = self.base(x, *args, **kwargs)
-        for name in self.adaptations.running:
-            if name in self.deltas:
-                y = self.deltas[name](x, y, *args, **kwargs)
+        for delta in deltas:
+            y = delta(x, y, *args, **kwargs)
         return y
+
+    def forward_rows(self, x: Tensor, rows: Sequence[str | None]) -> Tensor:
+        """Run each row of ``x`` with the adaptation of its own; x: (batch, ...).
+
+        Several rows of x may belong to one entry of ``rows`` (beams, flattened tokens): then they
+        follow each other.
+        """
+        if x.shape[0] % len(rows):
+            raise ValueError(
+                f"A batch of {x.shape[0]} rows, but activate(rows=...) named {len(rows)} adaptations"
+            )
+        repeats = x.shape[0] // len(rows)
+        outputs, order = [], []
+        for name in dict.fromkeys(rows):
+            here = [i for i in range(x.shape[0]) if rows[i // repeats] == name]
+            deltas = [self.deltas[name]] if name in self.deltas else []
+            outputs.append(self.forward_with(deltas, x[here]))
+            order += here
+        return torch.cat(outputs)[torch.tensor(order, device=x.device).argsort()]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -79,6 +160,46 @@ class Site(nn.Module):
             if name.startswith("_"):  # private marks of other libraries concern one module only
                 raise
             return getattr(super().__getattr__("base"), name)
+
+
+class Annex(Place):
+    """Deltas beside a module that keeps its seat; hooks let them change its inputs and outputs.
+
+    The annex is the module's child ``annex``, so that its parameters are the model's.
+
+    Args:
+        module: the module, for example the backbone or one attention.
+        adaptations, layer: as in `Place`.
+    """
+
+    def __init__(self, module: nn.Module, adaptations: Adaptations, layer: int | None = None):
+        super().__init__(adaptations, layer)
+        self.training = module.training
+        self.hooks = [
+            module.register_forward_pre_hook(self.enter, with_kwargs=True),
+            module.register_forward_hook(self.leave),
+        ]
+        module.annex = self
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Let each running delta change the arguments of the module."""
+        for delta in self.running():
+            if hasattr(delta, "enter"):
+                args, kwargs = delta.enter(module, args, kwargs)
+        return args, kwargs
+
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """Let each running delta change the output of the module, in reverse order."""
+        for delta in reversed(self.running()):
+            if hasattr(delta, "leave"):
+                output = delta.leave(module, output)
+        return output
+
+    def remove(self, module: nn.Module) -> None:
+        """Take the annex off the module."""
+        for hook in self.hooks:
+            hook.remove()
+        del module.annex
 
 
 class TrainedCopy(nn.Module):
@@ -102,30 +223,39 @@ class TrainedCopy(nn.Module):
         base.load_state_dict(self.module.state_dict())
 
 
-def sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
-    """Yield ``(path, site)`` for every site; paths are those of the original modules."""
+def sites(model: nn.Module) -> Iterator[tuple[str, Place]]:
+    """Yield ``(path, place)`` for every site and annex; paths are those of the original modules."""
     for path, module in outline(model).items():
         if isinstance(module, Site):
             yield path, module
+        elif isinstance(annex := module._modules.get("annex"), Annex):
+            yield path, annex
 
 
 def outline(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module by its dotted path, as if no site's inside existed.
+    """Return every module by its dotted path, as if there were no annex, and nothing in a site.
 
     A module reachable by two paths appears once, under the first.
     """
     found: dict[str, nn.Module] = {}
-    inside = None  # the path, with its dot, of the site we are in
+    inside = None  # the path, with its dot, of the place we are in
     for path, module in model.named_modules():
         if inside is None or not path.startswith(inside):
-            inside = path + "." if isinstance(module, Site) else None
-            found[path] = module
+            inside = path + "." if isinstance(module, Place) else None
+            if not isinstance(module, Annex):
+                found[path] = module
     return found
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return every module by its dotted path, as if the model had no site."""
     return {p: m.base if isinstance(m, Site) else m for p, m in outline(model).items()}
+
+
+def layer_of(path: str) -> int | None:
+    """Return the number of the layer a module is in: the first number of its path."""
+    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
+    return int(match[1]) if match else None
 
 
 def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
