@@ -235,15 +235,23 @@ def sites(model: nn.Module) -> Iterator[tuple[str, Place]]:
 def outline(model: nn.Module) -> dict[str, nn.Module]:
     """Return every module by its dotted path, as if there were no annex, and nothing in a site.
 
-    A module reachable by two paths appears once, under the first.
+    A module reachable by two paths appears once, under the first. What hangs on the places is not
+    walked through, so this takes no longer with fifty adaptations than with one.
     """
     found: dict[str, nn.Module] = {}
-    inside = None  # the path, with its dot, of the place we are in
-    for path, module in model.named_modules():
-        if inside is None or not path.startswith(inside):
-            inside = path + "." if isinstance(module, Place) else None
-            if not isinstance(module, Annex):
-                found[path] = module
+    seen: set[nn.Module] = set()
+
+    def walk(path: str, module: nn.Module) -> None:
+        if module in seen:
+            return
+        seen.add(module)
+        found[path] = module
+        if not isinstance(module, Site):
+            for name, child in module._modules.items():
+                if child is not None and not isinstance(child, Annex):
+                    walk(f"{path}.{name}" if path else name, child)
+
+    walk("", model)
     return found
 
 
@@ -260,7 +268,7 @@ def layer_of(path: str) -> int | None:
 
 def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
     """Replace modules wherever they stand in the model; ``new`` is ``{old module: new module}``."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() would hide repetitions
+    for parent in outline(model).values():
+        for name, child in parent._modules.items():
             if child in new:
                 setattr(parent, name, new[child])

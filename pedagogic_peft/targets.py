@@ -173,9 +173,9 @@ def _default_targets(model: nn.Module, candidates: Iterable[str]) -> tuple[str, 
 
 def _all_linear(model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Every linear map of the backbone; what a transformers model has outside of it is its head."""
-    inside = set(getattr(model, "base_model", model).modules())
+    inside = set(base_modules(getattr(model, "base_model", model)).values())
     if hasattr(model, "get_output_embeddings"):
-        inside -= set((model.get_output_embeddings() or nn.Identity()).modules())
+        inside -= set(base_modules(model.get_output_embeddings() or nn.Identity()).values())
     linear = {p: m for p, m in candidates.items() if isinstance(m, nn.Linear) or is_conv1d(m)}
     return {path: module for path, module in linear.items() if module in inside}
 
