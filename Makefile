@@ -74,9 +74,10 @@ serve: $(STAMP)  ## show the built site at http://localhost:8000 (PORT=8000)
 run: $(STAMP)  ## re-execute the notebooks (CHAPTERS=...) and store their outputs
 	$(BIN)/python book/tools/run_notebooks.py $(CHAPTERS)
 
-lint: $(STAMP)  ## check style and format, notebooks included
+lint: $(STAMP)  ## check style, format (notebooks too) and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 screenshot: $(STAMP)  ## take the README's picture of a page from the built site
 	$(BIN)/python book/tools/screenshot.py

@@ -5,8 +5,11 @@ Trainer) goes on working. Each checks everything before it changes anything. The
 model carries is one attribute of the model, shared by its sites.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -34,13 +37,18 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
     Raises:
         ValueError: the name is taken or unusable, or the method's targets are not in the model.
         RuntimeError: an adaptation is merged.
+
+    Warns:
+        UserWarning: the model's head stays frozen. A new head has to be in `modules_to_save`.
     """
     check_can_attach(model, name)
     if not hasattr(method, "plan"):
         raise TypeError(
             f"method={method!r}: expected the hyper-parameters of a method, such as LoRA(r=8)"
         )
-    return install(model, method, name, method.plan(model))
+    deltas = method.plan(model)
+    _warn_of_frozen_head(model, deltas)
+    return install(model, method, name, deltas)
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -51,14 +59,17 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     first.
 
     Raises:
-        ValueError: the model has no such adaptation.
+        ValueError: the model has no such adaptation, or a fusion uses it.
     """
     record = adaptations_of(model)
     if name is not None:
         _check_known(record, name)
+    gone = set(record.methods) if name is None else {name}
+    for user, method in record.methods.items():
+        if user not in gone and (used := gone & set(getattr(method, "adapters", ()))):
+            raise ValueError(f"{sorted(used)}: the fusion {user!r} uses it; detach that first")
     if record.merged:
         unmerge(model)
-    gone = set(record.methods) if name is None else {name}
     here = list(sites(model))
     for _, place in here:
         for key in gone & set(place.deltas):
@@ -198,8 +209,12 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
     try:
         for path, site in here.items():
             record.originals[path] = {k: t.clone() for k, t in site.base.state_dict().items()}
-            for delta in (site.deltas[n] for n in names if n in site.deltas):
-                delta.merge_into(site.base)
+            deltas: list[Any] = [site.deltas[n] for n in names if n in site.deltas]
+            merged = copy.deepcopy(site.base)  # a delta may read the weight from before, its base's
+            # What changes the input does so for all of them, so it is multiplied in last.
+            for delta in sorted(deltas, key=lambda delta: hasattr(delta, "before")):
+                delta.merge_into(merged)
+            site.base.load_state_dict(merged.state_dict())
     except BaseException:  # out of memory, or interrupted: leave nothing half-merged
         _restore(model, record)
         record.active = before
@@ -231,7 +246,7 @@ def adaptations_of(model: nn.Module) -> Adaptations:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
-    record = vars(model).get("_adaptations")
+    record: Adaptations | None = vars(model).get("_adaptations")
     if record is None:
         raise ValueError(f"This {type(model).__name__} has no adaptation: attach or load one first")
     return record
@@ -276,11 +291,12 @@ def install(
 ) -> nn.Module:
     """Put the deltas ``{path: delta}`` into the model, as adaptation ``name``."""
     if "_adaptations" not in vars(model):
-        model._adaptations = Adaptations()
-        model._adaptations.found_trainable = [p for p in model.parameters() if p.requires_grad]
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        # torch's types know no attributes of a module but tensors and modules
+        model._adaptations = Adaptations(found_trainable=trainable)  # type: ignore[assignment]
         model.requires_grad_(False)
-    record = model._adaptations
-    seats: dict[nn.Module, nn.Module] = {}
+    record = adaptations_of(model)
+    seats: dict[nn.Module, Site] = {}
     for path, delta in deltas.items():
         module = model.get_submodule(path)
         place = _place_for(module, delta, record, path, seats)
@@ -300,25 +316,44 @@ def _place_for(
     delta: nn.Module,
     record: Adaptations,
     path: str,
-    seats: dict[nn.Module, nn.Module],
+    seats: dict[nn.Module, Site],
 ) -> Place:
     """Return the place of the delta; a new site is noted in ``seats`` as ``{module: site}``."""
     if getattr(delta, "beside", False):
-        return module._modules.get("annex") or Annex(module, record, layer_of(path))
+        annex = module._modules.get("annex")
+        return annex if isinstance(annex, Annex) else Annex(module, record, layer_of(path))
     if isinstance(module, Site):
         return module
     return seats.setdefault(module, Site(module, record, layer_of(path)))
 
 
+def _warn_of_frozen_head(model: nn.Module, paths: Iterable[str]) -> None:
+    """A head that is no output embedding is new as a rule; frozen, it would stay random."""
+    backbone = getattr(model, "base_model", model)
+    embeddings = getattr(model, "get_output_embeddings", lambda: None)()
+    heads = [
+        name
+        for name, part in model.named_children()
+        if backbone is not model and part is not backbone and part is not embeddings
+        if any(True for _ in part.parameters()) and not any(p.split(".")[0] == name for p in paths)
+    ]
+    if heads:
+        warnings.warn(
+            f"The head ({', '.join(heads)}) stays frozen. If it is new, train and save it: "
+            f"modules_to_save={heads}",
+            stacklevel=3,
+        )
+
+
 def _restore(model: nn.Module, record: Adaptations) -> None:
     for path, site in sites(model):
-        if path in record.originals:
+        if isinstance(site, Site) and path in record.originals:
             site.base.load_state_dict(record.originals[path])
     record.originals = {}
 
 
-def _forget(model: nn.Module) -> None:
-    record = model._adaptations
+def _forget(model: Any) -> None:
+    record = adaptations_of(model)
     for parameter in record.found_trainable:
         parameter.requires_grad_(True)
     if record.found_attention is not None:
@@ -326,7 +361,7 @@ def _forget(model: nn.Module) -> None:
     del model._adaptations
 
 
-def _check_known(record: Adaptations, name: str) -> None:
+def _check_known(record: Adaptations, name: str | None) -> None:
     if name not in record.methods:
         raise ValueError(
             f"No adaptation is called {name!r}; there are: {', '.join(record.methods)}"
@@ -341,13 +376,14 @@ def _refuse_merged(record: Adaptations, verb: str) -> None:
 
 
 def _mergeable_sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
-    here = {p: place for p, place in sites(model) if any(n in place.deltas for n in names)}
-    for path, place in here.items():
+    here: dict[str, Site] = {}
+    for path, place in sites(model):
         for delta in (place.deltas[n] for n in names if n in place.deltas):
-            if not hasattr(delta, "merge_into"):
+            if not isinstance(place, Site) or not hasattr(delta, "merge_into"):
                 raise ValueError(
                     f"{path}: {type(delta).__name__} is no change of a weight and cannot be merged"
                 )
+            here[path] = place
     return here
 
 

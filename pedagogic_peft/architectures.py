@@ -5,7 +5,7 @@ row can be adapted too, with `target_modules`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -123,5 +123,5 @@ def modules_in_role(model: nn.Module, *patterns: str) -> dict[str, nn.Module]:
     return dict(found)
 
 
-def _plays(path: str, patterns) -> bool:
+def _plays(path: str, patterns: Iterable[str]) -> bool:
     return any(re.fullmatch(rf"(.*\.)?({pattern})", path) for pattern in patterns if pattern)

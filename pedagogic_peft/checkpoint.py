@@ -8,7 +8,9 @@ files hold is each method's own affair (its ``to_peft`` and ``from_peft``).
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from torch import Tensor, nn
 
 from pedagogic_peft.adaptation import adaptations_of, check_can_attach, install, one_adaptation
 from pedagogic_peft.lora import LoRA
+from pedagogic_peft.peft_format import some
 from pedagogic_peft.sites import Method, sites
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+DIGEST = "config_sha256"
 
 METHODS: dict[str, type[Method]] = {method.peft_type: method for method in (LoRA,)}
 
@@ -41,12 +45,14 @@ def save(
         The folder.
 
     Raises:
-        ValueError: no such adaptation, or no name although several are active.
+        ValueError: no such adaptation; no name although several are active; a trained parameter
+            belongs to no adaptation, so that it would be lost.
         OSError: the files could not be written; those that were there are as before.
     """
     name = one_adaptation(model, name)
     method = adaptations_of(model).methods[name]
     deltas = {p: site.deltas[name] for p, site in sites(model) if name in site.deltas}
+    _refuse_unowned(model)
     config, tensors = method.to_peft(model, deltas)
     config = _common(model, method) | config | {"task_type": task_type}
     tensors = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
@@ -76,10 +82,14 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
         FileNotFoundError: there is no such folder, file or repository.
         ValueError: the files are of a method or feature that is not supported here, or do not fit
             the model. The model is then unchanged.
+
+    Warns:
+        UserWarning: the configuration is not the one that `save` wrote beside these tensors.
     """
     check_can_attach(model, name)
     config_file, tensors_file = _locate(path)
     config, tensors = _read_config(config_file), _read_tensors(tensors_file)
+    _warn_of_mismatch(config_file, tensors_file)
     try:
         method, deltas = METHODS[config["peft_type"]].from_peft(model, config, tensors)
     except (ValueError, TypeError, KeyError) as error:
@@ -95,16 +105,31 @@ def _common(model: nn.Module, method: Method) -> dict[str, Any]:
     }
 
 
+def _refuse_unowned(model: nn.Module) -> None:
+    owned = {id(p) for _, place in sites(model) for p in place.deltas.parameters()}
+    lost = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in owned]
+    if lost:
+        raise ValueError(
+            f"{some(lost)} would be trained but not saved, since no adaptation has them: name them "
+            "in modules_to_save when you attach, or freeze them"
+        )
+
+
 def _write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write both files beside the old ones, then put them in place; half-way it is undone."""
+    """Write both files beside the old ones, then put them in place; half-way it is undone.
+
+    A process killed just between the two has a new configuration beside old tensors. So that this
+    is noticed, the tensors' file holds the digest of its configuration.
+    """
     from safetensors.torch import save_file
 
     new = {name: folder / f".{name}.{os.getpid()}" for name in (CONFIG, TENSORS)}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    metadata = {"format": "pt", DIGEST: sha256(text.encode()).hexdigest()}
     old_config = (folder / CONFIG).read_bytes() if (folder / CONFIG).exists() else None
     try:
         new[CONFIG].write_text(text, encoding="utf-8")
-        save_file(dict(tensors), new[TENSORS], metadata={"format": "pt"})
+        save_file(dict(tensors), new[TENSORS], metadata=metadata)
         os.replace(new[CONFIG], folder / CONFIG)
         try:
             os.replace(new[TENSORS], folder / TENSORS)
@@ -142,11 +167,11 @@ def _locate(path: str | Path) -> tuple[Path, Path]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         known = ", ".join(sorted(METHODS))
         raise ValueError(f"{file}: peft_type is {kind!r}; what can be loaded is {known}")
     return config
@@ -159,3 +184,15 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except Exception as error:  # safetensors has an exception class of its own
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
+
+
+def _warn_of_mismatch(config_file: Path, tensors_file: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(tensors_file, "pt") as file:
+        expected = (file.metadata() or {}).get(DIGEST)  # PEFT's files have none
+    if expected not in (None, sha256(config_file.read_bytes()).hexdigest()):
+        warnings.warn(
+            f"{config_file} was edited after these tensors were saved, or their saving was cut off",
+            stacklevel=3,
+        )

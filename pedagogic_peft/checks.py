@@ -1,56 +1,65 @@
-"""Checks of hyper-parameters: each raises one clear error that names the value."""
+"""Checks of hyper-parameters: each returns the value, or raises one clear error that names it."""
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
-def check_whole(what: str, value: Any, least: int = 1) -> None:
-    """Raise a ValueError unless the value is a whole number of at least ``least``."""
+def check_whole(what: str, value: Any, least: int = 1) -> int:
+    """Return the value if it is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{what}={value!r}: expected a whole number, at least {least}")
+    return value
 
 
-def check_positive(what: str, value: Any) -> None:
-    """Raise a ValueError unless the value is a finite number greater than 0."""
+def check_positive(what: str, value: Any) -> Any:
+    """Return the value if it is a finite number greater than 0."""
     if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{what}={value!r}: expected a number greater than 0")
+    return value
 
 
-def check_probability(what: str, value: Any) -> None:
-    """Raise a ValueError unless 0 <= value < 1."""
+def check_probability(what: str, value: Any) -> Any:
+    """Return the value if 0 <= value < 1; a ValueError otherwise."""
     if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{what}={value!r}: expected a probability, 0 <= {what} < 1")
+    return value
 
 
-def check_flag(what: str, value: Any) -> None:
-    """Raise a TypeError unless the value is True or False."""
+def check_flag(what: str, value: Any) -> bool:
+    """Return the value if it is True or False; a TypeError otherwise."""
     if not isinstance(value, bool):
         raise TypeError(f"{what}={value!r}: expected True or False")
+    return value
 
 
-def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise a ValueError unless the value is one of the choices."""
+def check_choice(what: str, value: Any, choices: Sequence[Any]) -> Any:
+    """Return the value if it is one of the choices."""
     if value not in choices:
-        raise ValueError(f"{what}={value!r}: expected one of {', '.join(choices)}")
+        raise ValueError(f"{what}={value!r}: expected one of {', '.join(map(str, choices))}")
+    return value
 
 
-def check_pattern(what: str, pattern: Any, check_value: Callable[[str, Any], None]) -> None:
+def check_pattern(
+    what: str, pattern: Any, check_value: Callable[[str, Any], Any]
+) -> Mapping[str, Any]:
     """Raise an error unless this is a dict of {regular expression: good value}."""
     if not isinstance(pattern, Mapping):
         raise TypeError(f"{what}={pattern!r}: expected a dict, {{end of a path: value}}")
     for key, value in pattern.items():
         check_regex(what, key)
         check_value(f"{what}[{key!r}]", value)
+    return pattern
 
 
-def check_regex(what: str, value: str) -> None:
+def check_regex(what: str, value: str) -> str:
     """Raise a ValueError unless the string is a regular expression."""
     try:
         re.compile(value)
     except re.error as error:
         raise ValueError(f"{what}={value!r} is not a regular expression: {error}") from None
+    return value
 
 
 def names(what: str, value: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -32,7 +33,19 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """
     parameters = {memory_of(p): p for p in model.parameters()}.values()
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    return ParameterCount(trainable, sum(p.numel() for p in parameters))
+    # A byte of an NF4 weight holds two parameters.
+    total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in parameters)
+    return ParameterCount(trainable, total)
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Return how many bytes the model's parameters and buffers take, each piece of memory once.
+
+    Args:
+        model: any module.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({memory_of(tensor): tensor.nbytes for tensor in tensors}.values())
 
 
 def memory_of(parameter: Tensor) -> int:

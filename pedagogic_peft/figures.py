@@ -32,10 +32,11 @@ PALETTE = {
 def use_style() -> None:
     """Give every later matplotlib figure the book's colours, sizes and light background."""
     import matplotlib.pyplot as plt
+    from cycler import cycler
 
     plt.rcParams.update(
         {
-            "axes.prop_cycle": plt.cycler(color=list(PALETTE.values())),
+            "axes.prop_cycle": cycler(color=list(PALETTE.values())),
             "axes.grid": True,
             "axes.spines.right": False,
             "axes.spines.top": False,
@@ -68,7 +69,7 @@ class Slider:
     values: Sequence[Any]
     start: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"name={self.name!r}: expected a JavaScript identifier, such as 'r'")
         if len(self.values) < 2:
@@ -84,7 +85,7 @@ class MovingFigure:
     def __init__(self, html: str, png: bytes, text: str):
         self.html, self.png, self.text = html, png, text
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         picture = b64encode(self.png).decode("ascii")
         return {"text/html": self.html, "image/png": picture, "text/plain": self.text}
 
@@ -99,8 +100,8 @@ def explorable(
     *,
     alt: str,
     still: Any,
-    summary="",
-    caption="",
+    summary: str = "",
+    caption: str = "",
 ) -> MovingFigure:
     """Make a figure that the reader moves, drawn in the browser from ``data``.
 
@@ -141,8 +142,8 @@ def frame_slider(
     *,
     label: str,
     alt: str,
-    caption="",
-    start=0,
+    caption: str = "",
+    start: int = 0,
 ) -> MovingFigure:
     """Make a figure with one matplotlib picture per value, and a slider between them.
 
@@ -169,7 +170,7 @@ def frame_slider(
 
 
 def rank_explorable(
-    matrix: Any, max_rank: int = 8, *, name="ΔW", alt="", caption=""
+    matrix: Any, max_rank: int = 8, *, name: str = "ΔW", alt: str = "", caption: str = ""
 ) -> MovingFigure:
     """Show a matrix, its best copy of rank r, and what the copy misses; the reader moves r.
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pedagogic_peft import checks
 from pedagogic_peft.sites import TrainedCopy, base_modules
 
 PREFIX = "base_model.model."
@@ -25,11 +26,11 @@ COMMON_KEYS = set(
     runtime_config target_modules task_type""".split()
 )
 # Of all other keys only these values are accepted: they switch a feature off.
-OFF = [None, False, [], {}, ""]
+OFF: list[Any] = [None, False, [], {}, ""]
 
 
 def check_options(
-    config: Mapping[str, Any], known: set[str], off: Mapping[str, list] | None = None
+    config: Mapping[str, Any], known: set[str], off: Mapping[str, list[Any]] | None = None
 ) -> None:
     """Raise a ValueError for an option that is switched on and not supported.
 
@@ -38,6 +39,9 @@ def check_options(
         known: keys the method reads, besides those of every method.
         off: for some keys, the values that mean nothing, instead of None, False and empty.
     """
+    for key in ("target_modules", "exclude_modules"):
+        checks.targets(key, config.get(key))
+    checks.names("modules_to_save", config.get("modules_to_save") or [])
     for key in sorted(config.keys() - COMMON_KEYS - known):
         if config[key] not in (off or {}).get(key, OFF):
             raise ValueError(

@@ -148,7 +148,7 @@ class Site(Place):
         outputs, order = [], []
         for name in dict.fromkeys(rows):
             here = [i for i in range(x.shape[0]) if rows[i // repeats] == name]
-            deltas = [self.deltas[name]] if name in self.deltas else []
+            deltas = [self.deltas[name]] if name and name in self.deltas else []
             outputs.append(self.forward_with(deltas, x[here]))
             order += here
         return torch.cat(outputs)[torch.tensor(order, device=x.device).argsort()]
@@ -181,14 +181,16 @@ class Annex(Place):
         ]
         module.annex = self
 
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Let each running delta change the arguments of the module."""
         for delta in self.running():
             if hasattr(delta, "enter"):
                 args, kwargs = delta.enter(module, args, kwargs)
         return args, kwargs
 
-    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Let each running delta change the output of the module, in reverse order."""
         for delta in reversed(self.running()):
             if hasattr(delta, "leave"):
@@ -216,7 +218,7 @@ class TrainedCopy(nn.Module):
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(True)
 
-    def forward(self, x: Tensor, y: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, y: Any, *args: Any, **kwargs: Any) -> Any:
         return self.module(x, *args, **kwargs)
 
     def merge_into(self, base: nn.Module) -> None:
@@ -270,5 +272,5 @@ def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
     """Replace modules wherever they stand in the model; ``new`` is ``{old module: new module}``."""
     for parent in outline(model).values():
         for name, child in parent._modules.items():
-            if child in new:
+            if child is not None and child in new:
                 setattr(parent, name, new[child])

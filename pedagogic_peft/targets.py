@@ -87,13 +87,15 @@ def find_modules(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]
     """Return ``{path: module}`` of the modules with these names, of whatever type.
 
     Raises:
-        ValueError: a name matches nothing, or a module that has adapted modules inside.
+        ValueError: a name matches nothing, or a module that has adapted modules inside or is quantised.
     """
     modules = {p: m for p, m in base_modules(model).items() if p}
     found = _match(model, modules, modules, names, _is_name_of)
     for path, module in found.items():
         if any(isinstance(part, Site) for part in module.modules()):
             raise ValueError(f"{path!r} cannot be trained in full: an adaptation sits inside it")
+        if not all(p.is_floating_point() for p in module.parameters()):
+            raise ValueError(f"{path!r} cannot be trained in full: it is quantised")
     _refuse_fused(model, found)
     return found
 
@@ -135,7 +137,13 @@ def _match(
     return {path: module for path, module in candidates.items() if path in found}
 
 
-def _no_match(model, pattern, kinds, candidates, is_match) -> str:
+def _no_match(
+    model: nn.Module,
+    pattern: str,
+    kinds: Sequence[str],
+    candidates: Mapping[str, nn.Module],
+    is_match: Callable[[str, str], bool],
+) -> str:
     if kinds:
         problem = f"{pattern!r} matches only modules of type {', '.join(kinds)}, not to be adapted"
         return f"{problem}. {_choice(candidates)}"
@@ -171,11 +179,16 @@ def _default_targets(model: nn.Module, candidates: Iterable[str]) -> tuple[str, 
     return DEFAULT_TARGETS[kind]
 
 
-def _all_linear(model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Every linear map of the backbone; what a transformers model has outside of it is its head."""
+def backbone(model: nn.Module) -> set[nn.Module]:
+    """Return the modules of the backbone; what a transformers model has outside of it is its head."""
     inside = set(base_modules(getattr(model, "base_model", model)).values())
-    if hasattr(model, "get_output_embeddings"):
-        inside -= set(base_modules(model.get_output_embeddings() or nn.Identity()).values())
+    head = getattr(model, "get_output_embeddings", lambda: None)() or nn.Identity()
+    return inside - set(base_modules(head).values())
+
+
+def _all_linear(model: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Every linear map of the backbone."""
+    inside = backbone(model)
     linear = {p: m for p, m in candidates.items() if isinstance(m, nn.Linear) or is_conv1d(m)}
     return {path: module for path, module in linear.items() if module in inside}
 

@@ -40,6 +40,8 @@ def train(
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = True,
     mixed_precision: str | None = None,
+    before_step: Callable[[int], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> History:
     """Train the parameters that require a gradient, and leave the model in evaluation mode.
 
@@ -67,6 +69,10 @@ def train(
         optimizer: used instead of AdamW; its learning rates are scaled by the same schedule.
         progress: show a progress bar.
         mixed_precision: None, "fp16" or "bf16".
+        before_step: called with the number of the step, from 1, when the gradients are there, before
+            they are clipped and the optimiser moves. It may read and change them.
+        after_step: called with the number of the step when the optimiser has moved, before the
+            gradients are deleted.
 
     Returns:
         A `History` with one record per step.
@@ -110,10 +116,15 @@ def train(
         for step, batch in enumerate(_repeat(loader, steps), start=1):
             loss = _loss_of(prepared(**batch), step)
             accelerator.backward(loss)
-            grad_norm = accelerator.clip_grad_norm_(trainable, max_grad_norm)
+            accelerator.unscale_gradients()  # fp16 scales the loss up; otherwise this does nothing
+            if before_step:
+                before_step(step)
+            grad_norm = nn.utils.clip_grad_norm_(trainable, max_grad_norm)
             record = {"step": step, "loss": loss.item(), "lr": schedule.get_last_lr()[0]}
             record["grad_norm"] = float(grad_norm)
             optimizer.step()
+            if after_step:
+                after_step(step)
             schedule.step()
             optimizer.zero_grad()
             if evaluate and (step == steps or (eval_every and step % eval_every == 0)):

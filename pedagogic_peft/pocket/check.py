@@ -36,7 +36,7 @@ def _slot(word: str) -> str:
 
 
 @cache
-def sentence_pattern() -> re.Pattern:
+def sentence_pattern() -> re.Pattern[str]:
     """One sentence of a story, or one question with its answer, each word followed by a space."""
     told = [pattern_of(form) for beat in WORLD["beats"].values() for form in beat["forms"]]
     asked = [

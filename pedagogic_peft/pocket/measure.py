@@ -13,23 +13,27 @@ import datetime
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pedagogic_peft import LoRA, attach, train
 from pedagogic_peft.bases import load_base, pocket_folder
 from pedagogic_peft.pocket import check, tasks
+from pedagogic_peft.training import History
+
+Result = dict[str, Any]  # what is written as JSON
 
 SEEDS = (0, 1, 2)
 STEPS = 120
@@ -45,7 +49,7 @@ class SoftPrompt(nn.Module):
     It starts from embeddings of random words, whose scale is the right one by construction.
     """
 
-    def __init__(self, model: nn.Module, n: int):
+    def __init__(self, model: Any, n: int):
         super().__init__()
         self.model, self.config = model.requires_grad_(False), model.config
         table = model.get_input_embeddings().weight
@@ -56,7 +60,7 @@ class SoftPrompt(nn.Module):
     def device(self) -> torch.device:
         return self.prompt.device
 
-    def prepend(self, input_ids, attention_mask) -> dict[str, torch.Tensor]:
+    def prepend(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """Embeddings (batch, n + length, d), and their mask, which lets every token see the prompt."""
         embedded = self.model.get_input_embeddings()(input_ids)
         prompt = self.prompt.expand(len(input_ids), -1, -1)
@@ -67,7 +71,9 @@ class SoftPrompt(nn.Module):
         embeds = torch.cat([prompt, embedded], dim=1)
         return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": places}
 
-    def forward(self, input_ids, attention_mask=None, labels=None):
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> Any:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if labels is not None:  # nothing is learned at the prompt's own positions
             labels = nn.functional.pad(labels, (len(self.prompt), 0), value=-100)
@@ -77,7 +83,7 @@ class SoftPrompt(nn.Module):
         ]  # one for each input token, as without prompt
         return out
 
-    def generate(self, input_ids, attention_mask, **options):
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
         """Generate after prompt and input; returns the input with its continuation, (batch, length)."""
         start = self.prepend(input_ids, attention_mask)
         start.pop("position_ids")  # generate() makes its own from the mask
@@ -101,7 +107,9 @@ class Bench:
         self.base, self.tokenizer = load_base(str(folder))
         self.folder, self.steps = folder, steps
 
-    def run(self, method: str, examples: list, seed: int, lr: float, **options):
+    def run(
+        self, method: str, examples: list[Any], seed: int, lr: float, **options: Any
+    ) -> tuple[nn.Module, History, float]:
         """Train one copy; returns it with its history and the seconds that training took."""
         model = adapted(self.base, method, seed)
         data = tasks.encode(self.tokenizer, examples)
@@ -110,18 +118,23 @@ class Bench:
         history = train(model, data, lr=lr, seed=seed, **options)
         return model, history, time.perf_counter() - start
 
-    def best_rate(self, method: str, examples: list, score: Callable[[nn.Module], float]) -> float:
+    def best_rate(
+        self, method: str, examples: list[Any], score: Callable[[nn.Module], float]
+    ) -> float:
         """The learning rate of the method's grid with the highest validation score."""
         rates = RATES[method]
         scores = [score(self.run(method, examples, seed=9, lr=lr)[0]) for lr in rates]
         return rates[int(np.argmax(scores))]
 
     def compare(
-        self, methods, draw: Callable[[int, int], list], score: Callable
-    ) -> dict[str, dict]:
+        self,
+        methods: Sequence[str],
+        draw: Callable[[int, int], list[Any]],
+        score: Callable[[nn.Module, list[Any]], float],
+    ) -> Result:
         """Score every method on a task: ``draw(n, seed)`` gives examples, ``score(model, examples)``."""
         valid, test = draw(200, VALIDATION), draw(500, TEST)
-        results = {}
+        results: Result = {}
         for method in methods:
             lr = self.best_rate(method, draw(2000, 9), lambda model: score(model, valid))
             runs = [self.run(method, draw(2000, seed), seed, lr) for seed in SEEDS]
@@ -132,16 +145,18 @@ class Bench:
         return {"frozen": round(score(self.base, test), 4), **results}
 
 
-def summary(values) -> dict:
+def summary(values: Iterable[float]) -> Result:
     """Mean and every value, four decimals."""
     values = [round(v, 4) for v in values]
     return {"mean": round(statistics.mean(values), 4), "runs": values}
 
 
-def probe(base, tokenizer, train_set: list[tasks.Example], test_set: list[tasks.Example]) -> float:
+def probe(
+    base: Any, tokenizer: Any, train_set: list[tasks.Example], test_set: list[tasks.Example]
+) -> float:
     """Accuracy of a linear probe on the frozen base: logistic regression on its last hidden state."""
 
-    def features(examples):
+    def features(examples: list[tasks.Example]) -> Any:
         prompts = [e.prompt for e in examples]
         batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
         with torch.no_grad():
@@ -149,15 +164,16 @@ def probe(base, tokenizer, train_set: list[tasks.Example], test_set: list[tasks.
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     classifier.fit(features(train_set), [e.answer for e in train_set])
-    return classifier.score(features(test_set), [e.answer for e in test_set])
+    accuracy: float = classifier.score(features(test_set), [e.answer for e in test_set])
+    return accuracy
 
 
-def sentiment(bench: Bench) -> dict:
+def sentiment(bench: Bench) -> Result:
     """(b) LoRA against full fine-tuning and against a linear probe of the frozen base."""
     base, tokenizer = bench.base, bench.tokenizer
     test = tasks.sentiment(500, TEST)
 
-    def score(model, examples) -> float:
+    def score(model: nn.Module, examples: list[tasks.Example]) -> float:
         return tasks.word_accuracy(model, tokenizer, examples, labels=tasks.VERDICTS)
 
     results = bench.compare(("full", "lora"), tasks.sentiment, score)
@@ -168,26 +184,27 @@ def sentiment(bench: Bench) -> dict:
     }
 
 
-def domain(bench: Bench) -> dict:
+def domain(bench: Bench) -> Result:
     """(c) the loss gap on recipes that LoRA closes, and (d) what is forgotten at equal target loss."""
     tokenizer = bench.tokenizer
     test, kept = tasks.recipes(100, TEST), tasks.held_out_stories(100)
 
-    def losses(model) -> dict[str, float]:
+    def losses(model: nn.Module) -> dict[str, float]:
         loss = tasks.loss_per_token
         return {"target": loss(model, tokenizer, test), "stories": loss(model, tokenizer, kept)}
 
-    before, curves, rates = losses(bench.base), {}, {}
+    before, rates = losses(bench.base), {}
+    curves: dict[str, list[History]] = {}
     valid = tasks.recipes(200, VALIDATION)
     for method in ("full", "lora"):
         rates[method] = bench.best_rate(
             method, tasks.recipes(1000, 9), lambda m: -tasks.loss_per_token(m, tokenizer, valid)
         )
-        options = {"lr": rates[method], "evaluate": losses, "eval_every": 10}
+        options: dict[str, Any] = {"lr": rates[method], "evaluate": losses, "eval_every": 10}
         curves[method] = [bench.run(method, tasks.recipes(1000, s), s, **options)[1] for s in SEEDS]
     # the loss that every run reaches: the worst of their best
     common = max(min(h.column("target")) for runs in curves.values() for h in runs)
-    results: dict = {"before": round_all(before), "target loss compared at": round(common, 4)}
+    results: Result = {"before": round_all(before), "target loss compared at": round(common, 4)}
     for method, runs in curves.items():
         results[method] = {
             "lr": rates[method],
@@ -199,27 +216,28 @@ def domain(bench: Bench) -> dict:
     return results | {"share of the gap that LoRA closes": round(gap["lora"] / gap["full"], 4)}
 
 
-def forgetting(bench: Bench) -> dict:
+def forgetting(bench: Bench) -> Result:
     """(d) again, for several learning rates, one seed: what decides how much is forgotten?"""
     tokenizer, test, kept = bench.tokenizer, tasks.recipes(100, TEST), tasks.held_out_stories(100)
 
-    def losses(model) -> dict[str, float]:
+    def losses(model: nn.Module) -> dict[str, float]:
         loss = tasks.loss_per_token
         return {"target": loss(model, tokenizer, test), "stories": loss(model, tokenizer, kept)}
 
     rates = {"full": (5e-4, 2e-3), "lora": (2e-3, 5e-3, 1e-2)}
-    curves = {}
+    curves: dict[str, History] = {}
     for method, lr in ((method, lr) for method, some in rates.items() for lr in some):
-        options = {"lr": lr, "steps": 160, "evaluate": losses, "eval_every": 10}
+        options: dict[str, Any] = {"lr": lr, "steps": 160, "evaluate": losses, "eval_every": 10}
         curves[f"{method}, lr {lr}"] = bench.run(method, tasks.recipes(1000, 0), 0, **options)[1]
     common = max(min(h.column("target")) for h in curves.values())
     found = {name: round(at_target(h, common), 4) for name, h in curves.items()}
     return {"target loss compared at": round(common, 4), "stories loss there": found}
 
 
-def at_target(history, target: float) -> float:
+def at_target(history: History, target: float) -> float:
     """The stories' loss when the target loss first falls to ``target``, between two evaluations."""
-    x, y = history.column("target"), history.column("stories")
+    x: list[float] = history.column("target")
+    y: list[float] = history.column("stories")
     i = next(i for i, loss in enumerate(x) if loss <= target)
     if i == 0:
         return y[0]
@@ -227,7 +245,7 @@ def at_target(history, target: float) -> float:
     return y[i - 1] + weight * (y[i] - y[i - 1])
 
 
-def style(bench: Bench) -> dict:
+def style(bench: Bench) -> Result:
     """(e) a style that pretraining held, but seldom: every sentence ends in "so they say"."""
     tokenizer, name = bench.tokenizer, "tale"
     return bench.compare(
@@ -237,7 +255,7 @@ def style(bench: Bench) -> dict:
     )
 
 
-def translation(bench: Bench, method: str) -> dict:
+def translation(bench: Bench, method: str) -> Result:
     """(e) a mapping that pretraining did not hold; it takes more steps than the other tasks."""
     tokenizer, bench.steps = bench.tokenizer, MAPPING_STEPS
     return bench.compare(
@@ -245,7 +263,7 @@ def translation(bench: Bench, method: str) -> dict:
     )
 
 
-def base_quality(bench: Bench) -> dict:
+def base_quality(bench: Bench) -> Result:
     """(a) what pretraining recorded, and how sampled stories follow the grammar."""
     recorded = json.loads((bench.folder / "pretraining.json").read_text())
     torch.manual_seed(0)
@@ -266,7 +284,7 @@ def round_all(values: Mapping[str, float]) -> dict[str, float]:
     return {key: round(value, 4) for key, value in values.items()}
 
 
-PARTS: dict[str, Callable[[Bench], dict]] = {
+PARTS: dict[str, Callable[[Bench], Result]] = {
     "base": base_quality,
     "sentiment accuracy": sentiment,
     "domain adaptation": domain,
@@ -277,7 +295,7 @@ PARTS: dict[str, Callable[[Bench], dict]] = {
 }
 
 
-def measure(part: str, folder: Path, steps: int) -> dict:
+def measure(part: str, folder: Path, steps: int) -> Result:
     """One part of the measurements, in a process of its own."""
     return PARTS[part](Bench(folder, steps))
 

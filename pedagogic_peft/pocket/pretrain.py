@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -53,11 +54,11 @@ class Muon(torch.optim.Optimizer):
     several times fewer tokens than with AdamW.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.95):
+    def __init__(self, params: list[torch.nn.Parameter], lr: float, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # type: ignore[override]  # takes no closure
         for group in self.param_groups:
             for weight in group["params"]:
                 state = self.state[weight]
@@ -70,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Move the singular values of a matrix towards 1 by Newton–Schulz iterations."""
-    x = matrix / (matrix.norm() + 1e-7)
+    x: torch.Tensor = matrix / (matrix.norm() + 1e-7)
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     for _ in range(steps):
@@ -89,7 +90,7 @@ def optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def batches(tokenizer, steps: int, batch_size: int, seed: int) -> Iterator[list[list[int]]]:
+def batches(tokenizer: Any, steps: int, batch_size: int, seed: int) -> Iterator[list[list[int]]]:
     """Yield lists of encoded documents of similar length, each document seen once."""
     pool = 16  # batches drawn and sorted together, so that little is padding
     for start in range(0, steps, pool):
@@ -119,7 +120,7 @@ def training_stories(n: int, seed: int, total: int) -> list[str]:
     return found
 
 
-def weighted_loss(model, tokenizer, batch: list[list[int]]) -> torch.Tensor:
+def weighted_loss(model: Any, tokenizer: Any, batch: list[list[int]]) -> torch.Tensor:
     """Cross-entropy of the next token, answers to questions weighing more."""
     rows = [torch.tensor(row) for row in batch]
     ids = torch.nn.utils.rnn.pad_sequence(rows, True, tokenizer.pad_token_id)
@@ -128,7 +129,9 @@ def weighted_loss(model, tokenizer, batch: list[list[int]]) -> torch.Tensor:
         model(input_ids=inputs).logits.transpose(1, 2), targets, reduction="none"
     )
     after_question = inputs == tokenizer.convert_tokens_to_ids("?")
-    weights = (targets != tokenizer.pad_token_id) * torch.where(after_question, ANSWER_WEIGHT, 1.0)
+    weights: torch.Tensor = (targets != tokenizer.pad_token_id) * torch.where(
+        after_question, ANSWER_WEIGHT, 1.0
+    )
     return (losses * weights).sum() / weights.sum()
 
 
@@ -144,7 +147,8 @@ def pretrain(steps: int, batch_size: int, seed: int, report_every: int = 500) ->
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()  # type: ignore[arg-type]  # transformers wraps `to` without types
     opts = optimisers(model)
     groups = [(group, group["lr"]) for opt in opts for group in opt.param_groups]
     check = tasks.questions(300, seed=2**41)
@@ -162,10 +166,11 @@ def pretrain(steps: int, batch_size: int, seed: int, report_every: int = 500) ->
             accuracy = tasks.word_accuracy(model.eval(), tokenizer, check)
             model.train()
             bar.write(f"step {step}: loss {loss.item():.3f}, held-out questions {accuracy:.1%}")
-    return model.eval().cpu()
+    model.eval().cpu()
+    return model
 
 
-def write(model: LlamaForCausalLM, out: Path, facts: dict) -> None:
+def write(model: LlamaForCausalLM, out: Path, facts: dict[str, Any]) -> None:
     """Save model and tokenizer into the folder ``out``, and what :func:`describe` finds of them."""
     model.save_pretrained(out)
     build_tokenizer().save_pretrained(out)
@@ -175,7 +180,7 @@ def write(model: LlamaForCausalLM, out: Path, facts: dict) -> None:
     (out / "pretraining.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
-def describe(model: LlamaForCausalLM, seed: int, total: int) -> dict:
+def describe(model: LlamaForCausalLM, seed: int, total: int) -> dict[str, Any]:
     """Losses in nats for each token, accuracy on held-out questions, and a checksum of the text."""
     tokenizer = build_tokenizer()
     seen, unseen = training_stories(500, seed, total), tasks.held_out_stories(500)

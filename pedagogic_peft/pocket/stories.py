@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 WORLD = tomllib.loads(files(__package__).joinpath("world.toml").read_text(encoding="utf-8"))
-WORDS = WORLD["words"]
+WORDS: dict[str, list[str]] = WORLD["words"]
 NAMES = WORDS["girls"] + WORDS["boys"]
 STYLES = tuple(WORLD["styles"])
 
@@ -106,7 +106,8 @@ def tell(beats: list[str], rng: Random) -> Story:
 def in_style(sentence: str, style: str, rng: Random) -> str:
     """Retell one plain sentence in a style: ``"tom was sad ."`` -> ``"wow , tom was sad !"``."""
     form = WORLD["styles"][style]
-    return rng.choice(form["before"]) + sentence.rstrip('."!? ') + form["after"]
+    plain = sentence.rstrip('."!? ')
+    return f"{rng.choice(form['before'])}{plain}{form['after']}"
 
 
 def styled_story(rng: Random, style: str) -> list[str]:
@@ -175,12 +176,8 @@ def shopping(rng: Random) -> str:
     """A shopping list, or what someone likes to do in the kitchen."""
     if rng.random() < 0.5:
         items = [fill(form, draw(rng), rng) for form in WORLD["shopping"]["forms"]]
-        return (
-            WORLD["shopping"]["opening"]
-            + " "
-            + " , ".join(rng.sample(items, rng.randint(3, 5)))
-            + " ."
-        )
+        listed = " , ".join(rng.sample(items, rng.randint(3, 5)))
+        return f"{WORLD['shopping']['opening']} {listed} ."
     forms = rng.sample(WORLD["shopping"]["hobbies"], 2)
     slots = draw(rng)
     return " ".join(fill(form, slots, rng) for form in forms)
@@ -251,7 +248,7 @@ def document(rng: Random, early: bool = False) -> str:
 def vocabulary() -> list[str]:
     """Every token that the grammar can write, sorted: all of ``world.toml`` but its key names."""
 
-    def strings(node: str | list | dict) -> list[str]:
+    def strings(node: str | list[Any] | dict[str, Any]) -> list[str]:
         if isinstance(node, str):
             return [node]
         return [

@@ -6,7 +6,7 @@ A task is a list of :class:`Example`, a prompt and the answer that should follow
 
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -14,6 +14,8 @@ from pedagogic_peft.pocket import stories
 from pedagogic_peft.pocket.stories import WORLD
 
 VERDICTS = (WORLD["verdict"]["good"], WORLD["verdict"]["bad"])
+
+T = TypeVar("T")
 
 
 class Example(NamedTuple):
@@ -89,7 +91,7 @@ def styled(style: str, n: int, seed: int) -> list[Example]:
     return _draw(lambda rng: _styled(rng, style), n, seed)
 
 
-def _draw(write: Callable[[Random], object], n: int, seed: int) -> list:
+def _draw(write: Callable[[Random], T], n: int, seed: int) -> list[T]:
     rng = Random(seed)
     return [write(rng) for _ in range(n)]
 
@@ -123,7 +125,7 @@ def _styled(rng: Random, style: str) -> Example:
 # --- from text to training examples -------------------------------------------------------------
 
 
-def encode(tokenizer, examples: Sequence[Example | str]) -> list[dict[str, list[int]]]:
+def encode(tokenizer: Any, examples: Sequence[Example | str]) -> list[dict[str, list[int]]]:
     """Turn examples into token ids for :func:`pedagogic_peft.train`.
 
     Args:
@@ -145,19 +147,20 @@ def encode(tokenizer, examples: Sequence[Example | str]) -> list[dict[str, list[
     return encoded
 
 
-def _answer_ids(tokenizer, answer: str) -> list[int]:
+def _answer_ids(tokenizer: Any, answer: str) -> list[int]:
     # the space belongs to the word in GPT-2's kind of vocabulary; the pocket tokenizer drops it
-    return tokenizer(" " + answer, add_special_tokens=False).input_ids
+    ids: list[int] = tokenizer(" " + answer, add_special_tokens=False).input_ids
+    return ids
 
 
 # --- the metrics --------------------------------------------------------------------------------
 
 
-def _batches(items: Sequence, size: int = 64) -> list[Sequence]:
+def _batches(items: Sequence[T], size: int = 64) -> list[Sequence[T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def _pad(tokenizer, prompts: Sequence[str], device) -> dict[str, torch.Tensor]:
+def _pad(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Any:
     """Left-pad, so that the last position of every row is the one that predicts the answer."""
     batch = tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt")
     return batch.to(device)
@@ -165,7 +168,7 @@ def _pad(tokenizer, prompts: Sequence[str], device) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def word_accuracy(
-    model, tokenizer, examples: Sequence[Example], labels: Sequence[str] | None = None
+    model: Any, tokenizer: Any, examples: Sequence[Example], labels: Sequence[str] | None = None
 ) -> float:
     """Share of examples (0 to 1) whose likeliest next token is the answer.
 
@@ -178,7 +181,7 @@ def word_accuracy(
     choices = None
     if labels is not None:
         choices = torch.tensor([_answer_ids(tokenizer, label)[0] for label in labels])
-    right = 0
+    right = 0.0
     for batch in _batches(examples):
         logits = (
             model(**_pad(tokenizer, [e.prompt for e in batch], model.device)).logits[:, -1].cpu()
@@ -191,10 +194,14 @@ def word_accuracy(
 
 @torch.no_grad()
 def continuations(
-    model, tokenizer, prompts: Sequence[str], max_new_tokens: int = 40, do_sample: bool = False
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int = 40,
+    do_sample: bool = False,
 ) -> list[str]:
     """Continue the prompts up to the end-of-text token, greedily or by sampling; returns the new text."""
-    written = []
+    written: list[str] = []
     for batch in _batches(prompts):
         inputs = _pad(tokenizer, batch, model.device)
         out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=do_sample)
@@ -203,13 +210,13 @@ def continuations(
     return written
 
 
-def exact_match(model, tokenizer, examples: Sequence[Example]) -> float:
+def exact_match(model: Any, tokenizer: Any, examples: Sequence[Example]) -> float:
     """Share of examples (0 to 1) whose greedy continuation is the answer, word for word."""
     written = continuations(model, tokenizer, [e.prompt for e in examples], max_new_tokens=12)
     return sum(w == e.answer for w, e in zip(written, examples, strict=True)) / len(examples)
 
 
-def style_accuracy(model, tokenizer, style: str, examples: Sequence[Example]) -> float:
+def style_accuracy(model: Any, tokenizer: Any, style: str, examples: Sequence[Example]) -> float:
     """Share of sentences (0 to 1) in greedy continuations that wear the style's marks, start and end."""
     sentences = []
     for text in continuations(model, tokenizer, [e.prompt for e in examples]):
@@ -227,7 +234,8 @@ def wears(sentence: str, style: str) -> bool:
 
 def _split(text: str) -> list[tuple[str, str]]:
     """Finished sentences of a text as (words, end mark)."""
-    parts, words = [], []
+    parts: list[tuple[str, str]] = []
+    words: list[str] = []
     for word in text.split():
         if word in {".", "!", "?"}:
             parts.append((" ".join(words), f" {word}"))
@@ -238,9 +246,9 @@ def _split(text: str) -> list[tuple[str, str]]:
 
 
 @torch.no_grad()
-def loss_per_token(model, tokenizer, examples: Sequence[Example | str]) -> float:
+def loss_per_token(model: Any, tokenizer: Any, examples: Sequence[Example | str]) -> float:
     """Mean cross-entropy in nats for each learned token: answers of examples, whole documents."""
-    total = count = 0
+    total = count = 0.0
     for batch in _batches(encode(tokenizer, examples)):
         length = max(len(e["input_ids"]) for e in batch)
         ids = torch.full((len(batch), length), tokenizer.pad_token_id)

@@ -1,0 +1,332 @@
+"""AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning (Zhang et al. 2023).
+
+arXiv:2303.10512. The update has the form of a singular value decomposition, without its cost:
+
+    h = W_0 x + s P Λ Q x,    P: d_out x r,  Λ = diag(λ),  Q: r x d_in    (section 3.1)
+
+where a penalty keeps the columns of P and the rows of Q near orthonormal. A triplet is one λ_i with
+its column and row. During training the least important triplets *of the whole model* lose their λ,
+so that the ranks go where they are of use: `AdaLoRABudget`.
+
+In checkpoints Q, λ and P are called lora_A, lora_E and lora_B.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pedagogic_peft.adaptation import adaptations_of, one_adaptation
+from pedagogic_peft.checks import check_positive, check_probability, check_whole, names, targets
+from pedagogic_peft.lora import KNOWN_KEYS as LORA_KEYS
+from pedagogic_peft.lora import OFF, LoRALinear, is_linear, sizes, targets_config
+from pedagogic_peft.peft_format import (
+    check_options,
+    check_paths,
+    fill,
+    heads_of,
+    tensors_of,
+    with_prefix,
+    without_prefix,
+)
+from pedagogic_peft.sites import TrainedCopy, sites
+from pedagogic_peft.targets import find_modules, find_targets, shortest_names
+
+SCHEDULE = "init_r target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight".split()
+# PEFT's configuration has all keys of LoRA's, but uses of them only α and the dropout; rank_pattern
+# says which triplets are not in the file.
+KNOWN_KEYS = LORA_KEYS | {*SCHEDULE, "total_step"}
+
+
+@dataclass(frozen=True)
+class AdaLoRA:
+    """The hyper-parameters of an AdaLoRA adaptation; names as in the paper's code and in PEFT.
+
+    Attached alone it is a LoRA of rank ``init_r``; an `AdaLoRABudget` in the training loop brings
+    the ranks down to ``target_r`` on average.
+
+    Args:
+        init_r: rank of each target at the start, at least ``target_r``.
+        target_r: mean rank at the end, at least 1.
+        alpha: α of the scaling s = α / init_r, which stays when triplets go.
+        dropout: probability of zeroing an entry of the input of Q.
+        target_modules: which linear maps, as in `LoRA`.
+        modules_to_save: names of modules to train in full, such as a new classification head.
+        tinit: steps at the start with the full budget.
+        tfinal: steps at the end with the final budget and a fixed choice of triplets.
+        deltaT: steps from one choice of triplets to the next.
+        beta1: smoothing of the sensitivity, in (0, 1).
+        beta2: smoothing of its uncertainty, in (0, 1).
+        orth_reg_weight: γ, the weight of the penalty; at least 0.
+
+    Raises:
+        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
+    """
+
+    peft_type: ClassVar[str] = "ADALORA"
+
+    init_r: int = 12
+    target_r: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    target_modules: Sequence[str] | str | None = None
+    modules_to_save: Sequence[str] = ()
+    tinit: int = 0
+    tfinal: int = 0
+    deltaT: int = 1
+    beta1: float = 0.85
+    beta2: float = 0.85
+    orth_reg_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_whole("target_r", self.target_r)
+        check_whole("init_r", self.init_r, least=self.target_r)
+        check_positive("alpha", self.alpha)
+        for what in ("dropout", "beta1", "beta2"):
+            check_probability(what, getattr(self, what))
+        for what, least in (("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
+            check_whole(what, getattr(self, what), least)
+        if self.orth_reg_weight != 0:
+            check_positive("orth_reg_weight", self.orth_reg_weight)
+        object.__setattr__(self, "target_modules", targets("target_modules", self.target_modules))
+        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
+
+    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return ``{path: delta}`` for this model, which is not changed.
+
+        Raises:
+            ValueError: a name matches nothing, or no linear map.
+        """
+        saved = find_modules(model, self.modules_to_save)
+        places = find_targets(model, self.target_modules, is_linear, without=saved)
+        deltas: dict[str, nn.Module] = {p: TrainedCopy(module) for p, module in saved.items()}
+        base: Any
+        for path, base in places.items():
+            delta = AdaLoRALinear(*sizes(base), self.init_r, self.alpha, self.dropout)
+            deltas[path] = delta.to(base.weight.device)
+        return deltas
+
+    def to_peft(
+        self, model: nn.Module, deltas: Mapping[str, nn.Module]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return PEFT's configuration and tensors, with the triplets that have lost their λ."""
+        paths = [path for path, delta in deltas.items() if isinstance(delta, AdaLoRALinear)]
+        config = {key: getattr(self, key) for key in SCHEDULE}
+        config |= {"lora_alpha": self.alpha, "lora_dropout": self.dropout}
+        config["total_step"] = self.tinit + self.tfinal + 1  # PEFT demands one that is possible
+        return config | targets_config(self, model, paths), with_prefix(tensors_of(deltas))
+
+    @classmethod
+    def from_peft(
+        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[Self, dict[str, nn.Module]]:
+        """Return the hyper-parameters and the filled deltas.
+
+        A file of PEFT may hold fewer than init_r triplets; those that are missing return as zeros,
+        which compute nothing and get no gradient.
+
+        Raises:
+            ValueError: an option is not supported, or the tensors do not fit the model.
+        """
+        check_options(config, KNOWN_KEYS, OFF)
+        tensors = without_prefix(model, tensors)
+        paths = [key.removesuffix(".lora_E") for key in tensors if key.endswith(".lora_E")]
+        check_paths(model, config, paths, is_linear)
+        method = cls(
+            **{key: config[key] for key in SCHEDULE if key in config},
+            alpha=config.get("lora_alpha", 8),
+            dropout=config.get("lora_dropout", 0.0),
+            target_modules=shortest_names(model, paths),
+            modules_to_save=heads_of(config, model),
+        )
+        deltas = method.plan(model)
+        fill(deltas, {key: _padded(key, t, method.init_r) for key, t in tensors.items()})
+        return method, deltas
+
+
+class AdaLoRALinear(nn.Module):
+    """ΔW = s P Λ Q beside a linear map.
+
+    P and Q start Gaussian with standard deviation 0.02 and λ at zero, so the model is unchanged.
+
+    Args:
+        d_in, d_out: sizes of the linear map's input and output.
+        r, alpha, dropout: init_r, alpha and dropout of `AdaLoRA`.
+    """
+
+    def __init__(self, d_in: int, d_out: int, r: int, alpha: float, dropout: float = 0.0):
+        super().__init__()
+        self.lora_A = nn.Parameter(0.02 * torch.randn(r, d_in))  # Q
+        self.lora_E = nn.Parameter(torch.zeros(r, 1))  # λ
+        self.lora_B = nn.Parameter(0.02 * torch.randn(d_out, r))  # P
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.scaling = alpha / (r + 1e-5)  # as in the authors' code and PEFT
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y + s P Λ Q x, for x: (..., d_in) and y: (..., d_out)."""
+        h = F.linear(self.dropout(x), (self.lora_A * self.lora_E).to(x.dtype))  # (..., r)
+        return y + F.linear(self.scaling * h, self.lora_B.to(x.dtype))  # (..., r) -> (..., d_out)
+
+    def delta_weight(self) -> Tensor:
+        """Return ΔW: (d_out, d_in), in float32."""
+        return self.scaling * (self.lora_B.float() @ (self.lora_A * self.lora_E).float())
+
+    merge_into = LoRALinear.merge_into  # adds delta_weight()
+
+
+class AdaLoRABudget:
+    """Decides during training which triplets of the model keep their λ (section 3.2 and 3.3).
+
+        budget = AdaLoRABudget(model, total_steps=1000)
+        train(model, examples, steps=1000, before_step=budget.before_step,
+              after_step=budget.after_step)
+
+    With the Trainer of transformers pass ``callbacks=[budget.callback()]`` instead.
+
+    Args:
+        model: a model with an `AdaLoRA`.
+        total_steps: T, the optimiser steps of the training.
+        name: which adaptation; None means the only active one.
+
+    Attributes:
+        kept: once the choice is final, for each target which triplets are kept: (init_r,) bool.
+
+    Raises:
+        ValueError: no such adaptation, one of another method, or no step between tinit and tfinal.
+    """
+
+    def __init__(self, model: nn.Module, total_steps: int, name: str | None = None):
+        name = one_adaptation(model, name)
+        method = adaptations_of(model).methods[name]
+        if not isinstance(method, AdaLoRA):
+            raise ValueError(f"{name!r} is {type(method).__name__}: only AdaLoRA has a budget")
+        check_whole("total_steps", total_steps)
+        self.final = total_steps - method.tfinal  # the step of the final choice
+        if self.final <= method.tinit:
+            raise ValueError(
+                f"total_steps={total_steps}: expected more than tinit + tfinal = "
+                f"{method.tinit} + {method.tfinal}"
+            )
+        here = [place.deltas[name] for _, place in sites(model) if name in place.deltas]
+        self.method = method
+        self.deltas: list[Any] = [delta for delta in here if isinstance(delta, AdaLoRALinear)]
+        self.sensitivity: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
+        self.kept: list[Tensor] | None = None
+
+    def budget(self, step: int) -> int:
+        """Return how many triplets the model may keep after this step (the first is 1).
+
+        From b_0 = init_r times the number of targets to b_T = target_r times it, with a cubic fall
+
+            b(t) = b_T + (b_0 - b_T) (1 - (t - tinit) / (T - tinit - tfinal))³
+
+        between tinit and T - tfinal, rounded down. (The paper's appendix prints t - tinit - tfinal
+        in the numerator, which would not fall from b_0 to b_T; its code has this.)
+        """
+        method, n = self.method, len(self.deltas)
+        progress = (step - method.tinit) / (self.final - method.tinit)
+        left = (1 - min(max(progress, 0.0), 1.0)) ** 3
+        return int((method.init_r - method.target_r) * n * left + method.target_r * n)
+
+    def before_step(self, step: int) -> None:
+        """Call after ``backward``: adds the penalty's gradient and measures the sensitivities.
+
+        A weight's sensitivity is I = |w ∂L/∂w|. Kept are Ī, its running mean with beta1, and Ū, the
+        running mean of |I - Ī| with beta2.
+        """
+        self.add_penalty_gradient()
+        for parameter in (p for d in self.deltas for p in (d.lora_A, d.lora_E, d.lora_B)):
+            if parameter.grad is not None:
+                # With fp16 a gradient may overflow; the optimiser skips that step.
+                now = (parameter * parameter.grad).detach().abs().nan_to_num(0.0, 0.0)
+                mean, spread = self.sensitivity.get(parameter, (0 * now, 0 * now))
+                mean = mean.lerp(now, 1 - self.method.beta1)
+                spread = spread.lerp((now - mean).abs(), 1 - self.method.beta2)
+                self.sensitivity[parameter] = mean, spread
+
+    def after_step(self, step: int) -> None:
+        """Call after the optimiser's step: sets the λ of the triplets that are not kept to zero.
+
+        Until the final choice a λ may come back: its P and Q are still trained.
+
+        Raises:
+            RuntimeError: `before_step` was not called.
+        """
+        if self.kept is None and step >= self.final:
+            self.kept = self._most_important(self.budget(step))
+        if self.kept is not None:
+            self._keep(self.kept)
+        elif step > self.method.tinit and step % self.method.deltaT == 0:
+            self._keep(self._most_important(self.budget(step)))
+
+    def callback(self) -> Any:
+        """Return a TrainerCallback of transformers that calls both (after clipping)."""
+        from transformers import TrainerCallback
+
+        budget = self
+
+        class Budget(TrainerCallback):
+            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+                budget.before_step(state.global_step + 1)
+
+            def on_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+                budget.after_step(state.global_step + 1)
+
+        return Budget()
+
+    @torch.no_grad()
+    def add_penalty_gradient(self) -> None:
+        """Add the gradient of γ times the mean of ‖F Fᵀ - I‖ over all F = Q and F = Pᵀ: (r, d).
+
+        ‖·‖ is the Frobenius norm, neither squared nor summed as in the paper's equation (4): so it
+        is in its code and in PEFT, whose values of γ then serve here.
+        """
+        weight = self.method.orth_reg_weight / (2 * len(self.deltas))
+        for delta in self.deltas:
+            for parameter in (delta.lora_A, delta.lora_B):
+                if parameter.grad is not None:
+                    is_Q = parameter is delta.lora_A
+                    rows = parameter if is_Q else parameter.T
+                    M = rows @ rows.T - torch.eye(len(rows), device=rows.device)
+                    gradient = 2 * weight * (M / M.norm().clamp_min(1e-12)) @ rows
+                    parameter.grad += gradient if is_Q else gradient.T
+
+    def _most_important(self, budget: int) -> list[Tensor]:
+        """Return for each target which of its triplets are among the model's best: (init_r,) bool.
+
+        A triplet's importance is s(λ_i) plus the means of s over its column and its row, with
+        s = Ī Ū of a weight.
+        """
+        if not self.sensitivity:
+            raise RuntimeError("AdaLoRABudget: call before_step after each backward")
+        importance = [
+            self._score(d.lora_E).sum(1)
+            + self._score(d.lora_A).mean(1)
+            + self._score(d.lora_B).mean(0)
+            for d in self.deltas
+        ]
+        scores = torch.cat(importance)  # (number of targets * init_r,)
+        kept = torch.zeros_like(scores, dtype=torch.bool)
+        kept[scores.topk(budget).indices] = True
+        return list(kept.split(self.method.init_r))
+
+    def _score(self, parameter: nn.Parameter) -> Tensor:
+        mean, spread = self.sensitivity.get(parameter, (torch.zeros_like(parameter),) * 2)
+        return mean * spread
+
+    @torch.no_grad()
+    def _keep(self, kept: Sequence[Tensor]) -> None:
+        for delta, mask in zip(self.deltas, kept, strict=True):
+            delta.lora_E.masked_fill_(~mask[:, None], 0)
+
+
+def _padded(key: str, tensor: Tensor, r: int) -> Tensor:
+    """Return a factor of a checkpoint with r triplets, the missing ones zero."""
+    is_P = key.endswith(".lora_B")  # (d_out, r); the others are (r, ...)
+    if not key.endswith((".lora_A", ".lora_B", ".lora_E")) or tensor.dim() != 2:
+        return tensor
+    missing = max(r - tensor.shape[is_P], 0)
+    return F.pad(tensor, (0, missing) if is_P else (0, 0, 0, missing))

@@ -1,0 +1,144 @@
+"""Read bottleneck adapters that the `adapters` library (AdapterHub) saved.
+
+Such a folder has ``adapter_config.json`` and ``adapter.safetensors`` or ``pytorch_adapter.bin``. A
+tensor is called ``<path in the model>.adapters.<adapter's name>.adapter_down.0.weight``.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pedagogic_peft.adaptation import check_can_attach, install
+from pedagogic_peft.architectures import modules_in_role, roles_of
+from pedagogic_peft.bottleneck import BottleneckAdapter, Tap
+from pedagogic_peft.peft_format import check_options, fill, some
+from pedagogic_peft.sites import layer_of
+
+ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "distilbert", "gpt2")
+
+# (mh_adapter, output_adapter, is_parallel, original_ln_before) of each placement.
+PLACEMENTS: dict[tuple[bool, ...], str] = {
+    (False, True, False, True): "pfeiffer",  # there: seq_bn
+    (True, True, False, False): "houlsby",  # double_seq_bn
+    (False, True, True, False): "parallel",  # par_bn
+}
+# Options that are read here, or that mean nothing for a trained adapter without PHM layers.
+KNOWN = set(
+    """architecture factorized_phm_W factorized_phm_rule hypercomplex_nonlinearity init_weights
+    init_weights_seed inv_adapter_reduction_factor is_parallel learn_phm leave_out mh_adapter
+    non_linearity original_ln_before output_adapter phm_bias phm_c_init phm_dim phm_init_range
+    phm_rank reduction_factor scaling shared_W_phm shared_phm_rule""".split()
+)
+OFF = {"original_ln_after": [True], "residual_before_ln": [True]}
+
+NAME = re.compile(
+    r"(?:.*\.)?(?P<layer>\d+)\.(?P<block>attention\.output|attention_adapters|output|output_adapters)"
+    r"\.adapters\.(?P<adapter>[^.]+)\.(?P<map>adapter_down|adapter_up)(?:\.0)?\.(?P<kind>weight|bias)"
+)
+
+
+def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module:
+    """Attach a bottleneck adapter from a folder that the `adapters` library wrote.
+
+    It can be trained, and is the only active one. Read are its configurations "seq_bn" (here:
+    "pfeiffer"), "double_seq_bn" ("houlsby") and "par_bn" ("parallel"), for BERT, RoBERTa and
+    DistilBERT; for GPT-2 only "double_seq_bn", because there the two others read the residual
+    stream, not what the adapters here read. Prediction heads (``head_config.json``) are not read.
+
+    Args:
+        model: the base model the adapter was made for; changed in place.
+        path: the folder.
+        name: what to call the adaptation.
+
+    Returns:
+        The same model.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: an architecture, configuration or option that is not supported, which is named;
+            the tensors do not fit the model. The model is then unchanged.
+    """
+    check_can_attach(model, name)
+    folder = Path(path)
+    config, tensors = _read(folder)
+    try:
+        method = _method(model, config)
+        deltas = method.plan(model)
+        fill(deltas, _our_names(model, deltas, tensors, config.get("name")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return install(model, method, name, deltas)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors.torch import load_file
+
+    file = folder / "adapter_config.json"
+    weights = [folder / "adapter.safetensors", folder / "pytorch_adapter.bin"]
+    there = [f for f in weights if f.is_file()]
+    if not file.is_file() or not there:
+        raise FileNotFoundError(
+            f"{folder} needs adapter_config.json and {' or '.join(f.name for f in weights)}"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if there[0].suffix == ".bin":
+            tensors = torch.load(there[0], map_location="cpu", weights_only=True)
+        else:
+            tensors = load_file(there[0])
+    except Exception as error:  # safetensors and pickle have exceptions of their own
+        raise ValueError(f"{folder}: a file is not whole or not safe: {error}") from error
+    return config, tensors
+
+
+def _method(model: nn.Module, config: Mapping[str, Any]) -> BottleneckAdapter:
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    options = config.get("config")
+    if kind not in ARCHITECTURES:
+        raise ValueError(
+            f"The architecture {kind!r}: adapters of AdapterHub are read for {ARCHITECTURES}"
+        )
+    if not isinstance(options, dict) or options.get("architecture") is not None:
+        what = options.get("architecture") if isinstance(options, dict) else options
+        raise ValueError(f"The adapter is {what!r}: only bottleneck adapters are read")
+    check_options(options | {"peft_type": "AdapterHub"}, KNOWN, OFF)
+    flags = ("mh_adapter", "output_adapter", "is_parallel", "original_ln_before")
+    values = [bool(options.get(flag, False)) for flag in flags]
+    placement = PLACEMENTS.get(tuple(values))
+    if placement is None or (kind == "gpt2" and placement != "houlsby"):
+        chosen = dict(zip(flags, values, strict=True))
+        raise ValueError(f"{chosen} is a placement not supported here for {kind}")
+    return BottleneckAdapter(
+        reduction_factor=options["reduction_factor"],
+        non_linearity=options["non_linearity"].lower(),
+        placement=placement,
+        scaling=options.get("scaling", 1.0),
+        leave_out=options.get("leave_out") or (),
+    )
+
+
+def _our_names(
+    model: nn.Module,
+    deltas: Mapping[str, nn.Module],
+    tensors: Mapping[str, Tensor],
+    adapter: str | None,
+) -> dict[str, Tensor]:
+    """Return the tensors by their names here: a delta is found by its layer, and its half of it."""
+    attention = modules_in_role(model, roles_of(model).attention_output)
+    paths = {(layer_of(p), p in attention): p for p, d in deltas.items() if not isinstance(d, Tap)}
+    found, strange = {}, []
+    for key, tensor in tensors.items():
+        match = NAME.fullmatch(key)
+        place = (int(match["layer"]), match["block"].startswith("attention")) if match else None
+        if match and match["adapter"] == adapter and place in paths:
+            found[f"{paths[place]}.{match['map']}.{match['kind']}"] = tensor
+        else:
+            strange.append(key)
+    if strange:
+        raise ValueError(f"Tensors without a place in this model: {some(strange)}")
+    return found

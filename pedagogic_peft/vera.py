@@ -1,0 +1,229 @@
+"""VeRA: Vector-based Random Matrix Adaptation (Kopiczko et al. 2023, arXiv:2310.11454).
+
+All adapted maps share one random pair A, B, which is never trained. Each map trains two vectors
+that scale its rows:
+
+    h = W_0 x + Λ_b B Λ_d A x,    Λ_b = diag(b), Λ_d = diag(d)    (section 3.1)
+
+A has as many columns as the widest input, B as many rows as the widest output; a smaller map uses
+the first ones. b starts at zero, so the model is unchanged.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pedagogic_peft.checks import (
+    check_flag,
+    check_positive,
+    check_probability,
+    check_whole,
+    names,
+    targets,
+)
+from pedagogic_peft.lora import LoRALinear, is_linear, sizes, targets_config
+from pedagogic_peft.peft_format import (
+    check_options,
+    check_paths,
+    fill,
+    heads_of,
+    tensors_of,
+    with_prefix,
+    without_prefix,
+)
+from pedagogic_peft.sites import TrainedCopy
+from pedagogic_peft.targets import find_modules, find_targets, shortest_names
+
+KNOWN_KEYS = set(
+    "d_initial fan_in_fan_out init_weights projection_prng_key r save_projection vera_dropout".split()
+)
+OFF = {"bias": ["none"]}
+SHARED = {"A": "base_model.vera_A", "B": "base_model.vera_B"}  # their names in a checkpoint
+
+
+@dataclass(frozen=True)
+class VeRA:
+    """The hyper-parameters of a VeRA adaptation.
+
+    Trained are r + d_out numbers for each map, so r can be far greater than in LoRA.
+
+    Args:
+        r: rank of the shared pair, at least 1.
+        target_modules: which linear maps, as in `LoRA`.
+        d_initial: the start of d; greater than 0.
+        projection_prng_key: seed of A and B. With the same seed, r and targets they are PEFT's.
+        save_projection: whether a checkpoint holds A and B, or the seed alone.
+        dropout: probability of zeroing an entry of the input of A.
+        modules_to_save: names of modules to train in full, such as a new classification head.
+
+    Raises:
+        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
+    """
+
+    peft_type: ClassVar[str] = "VERA"
+
+    r: int = 256
+    target_modules: Sequence[str] | str | None = None
+    d_initial: float = 0.1
+    projection_prng_key: int = 0
+    save_projection: bool = True
+    dropout: float = 0.0
+    modules_to_save: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_whole("r", self.r)
+        check_positive("d_initial", self.d_initial)
+        check_whole("projection_prng_key", self.projection_prng_key, least=0)
+        check_flag("save_projection", self.save_projection)
+        check_probability("dropout", self.dropout)
+        object.__setattr__(self, "target_modules", targets("target_modules", self.target_modules))
+        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
+
+    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return ``{path: delta}`` for this model, which is not changed.
+
+        Raises:
+            ValueError: a name matches nothing, or no linear map.
+        """
+        saved = find_modules(model, self.modules_to_save)
+        places = find_targets(model, self.target_modules, is_linear, without=saved)
+        d_in, d_out = (max(size) for size in zip(*map(sizes, places.values()), strict=True))
+        shared = Projections(self.r, d_in, d_out, self.projection_prng_key)
+        deltas: dict[str, nn.Module] = {p: TrainedCopy(module) for p, module in saved.items()}
+        base: Any
+        for path, base in places.items():
+            delta = VeRALinear(*sizes(base), shared, self.d_initial, self.dropout)
+            deltas[path] = delta.to(base.weight.device)
+        return deltas
+
+    def to_peft(
+        self, model: nn.Module, deltas: Mapping[str, nn.Module]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return PEFT's configuration and tensors."""
+        adapted = {path: delta for path, delta in deltas.items() if isinstance(delta, VeRALinear)}
+        config = {
+            "r": self.r,
+            "d_initial": self.d_initial,
+            "projection_prng_key": self.projection_prng_key,
+            "save_projection": self.save_projection,
+            "vera_dropout": self.dropout,
+        }
+        tensors = with_prefix(tensors_of(deltas))
+        if self.save_projection:
+            shared = next(iter(adapted.values())).shared
+            tensors |= {key: getattr(shared, name) for name, key in SHARED.items()}
+        return config | targets_config(self, model, list(adapted)), tensors
+
+    @classmethod
+    def from_peft(
+        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[Self, dict[str, nn.Module]]:
+        """Return the hyper-parameters and the filled deltas.
+
+        Raises:
+            ValueError: an option is not supported, or the tensors do not fit the model.
+        """
+        check_options(config, KNOWN_KEYS, OFF)
+        saved = {name: tensors[key] for name, key in SHARED.items() if key in tensors}
+        own = {key: t for key, t in tensors.items() if key not in SHARED.values()}
+        own = without_prefix(model, own)
+        b = ".vera_lambda_b"
+        paths = [key.removesuffix(b) for key in own if key.endswith(b)]
+        check_paths(model, config, paths, is_linear)
+        method = cls(
+            r=config.get("r", 256),
+            target_modules=shortest_names(model, paths),
+            d_initial=config.get("d_initial", 0.1),
+            projection_prng_key=config.get("projection_prng_key", 0),
+            save_projection=config.get("save_projection", True),
+            dropout=config.get("vera_dropout", 0.0),
+            modules_to_save=heads_of(config, model),
+        )
+        deltas = method.plan(model)
+        fill(deltas, own)
+        if saved or method.save_projection:
+            shared = next(d.shared for d in deltas.values() if isinstance(d, VeRALinear))
+            shared.take(saved)
+        return method, deltas
+
+
+class Projections(nn.Module):
+    """The shared pair: A (r, d_in) and B (d_out, r), frozen.
+
+    Every delta of an adaptation has the same object as a child, so that the pair stays one when the
+    model moves to a device. It is no part of the state dict; the seed restores it.
+
+    Args:
+        r, d_in, d_out: rank, and the greatest sizes of the adapted maps.
+        key: seed. The entries are uniform in ±sqrt(6 / number of columns), drawn as in PEFT.
+    """
+
+    A: Tensor
+    B: Tensor
+
+    def __init__(self, r: int, d_in: int, d_out: int, key: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(key)
+        for name, rows, columns in (("A", r, d_in), ("B", d_out, r)):
+            # Kaiming initialisation for rectifiers (He et al. 2015): variance 2 / columns.
+            bound = math.sqrt(3) * math.sqrt(2) / math.sqrt(columns)
+            values = torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
+            self.register_buffer(name, values, persistent=False)
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the values of a checkpoint, {"A": ..., "B": ...}.
+
+        Raises:
+            ValueError: one is missing, of another shape, or not finite.
+        """
+        for name, own in self.named_buffers():
+            new = tensors.get(name)
+            if new is None or new.shape != own.shape or not torch.isfinite(new).all():
+                found = "missing" if new is None else f"{tuple(new.shape)}"
+                raise ValueError(
+                    f"{SHARED[name]} is {found}: expected finite numbers, {tuple(own.shape)}"
+                )
+            own.copy_(new)
+
+
+class VeRALinear(nn.Module):
+    """ΔW = Λ_b B Λ_d A beside a linear map, with the first columns of A and the first rows of B.
+
+    Args:
+        d_in, d_out: sizes of the linear map's input and output.
+        shared: A and B.
+        d_initial, dropout: as in `VeRA`.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        shared: Projections,
+        d_initial: float = 0.1,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.vera_lambda_d = nn.Parameter(torch.full((len(shared.A),), d_initial))
+        self.vera_lambda_b = nn.Parameter(torch.zeros(d_out))
+        self.shared, self.d_in, self.d_out = shared, d_in, d_out
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y + Λ_b B Λ_d A x, for x: (..., d_in) and y: (..., d_out)."""
+        A, B = self.shared.A[:, : self.d_in].to(x), self.shared.B[: self.d_out].to(x)
+        h = self.vera_lambda_d.to(x.dtype) * F.linear(self.dropout(x), A)  # (..., d_in) -> (..., r)
+        return y + self.vera_lambda_b.to(x.dtype) * F.linear(h, B)  # (..., r) -> (..., d_out)
+
+    def delta_weight(self) -> Tensor:
+        """Return ΔW: (d_out, d_in), in float32."""
+        b, d = self.vera_lambda_b.float(), self.vera_lambda_d.float()
+        A, B = self.shared.A[:, : self.d_in].to(d), self.shared.B[: self.d_out].to(d)
+        return (b[:, None] * B) @ (d[:, None] * A)
+
+    merge_into = LoRALinear.merge_into  # adds delta_weight()

@@ -1,0 +1,246 @@
+"""What users of such libraries complain of, and what happens here instead: never a silent mistake.
+
+Those about names of targets are in test_targets, those about ill-fitting checkpoints in
+test_checkpoint, about prompts in test_soft_prompts, about detaching and ties in test_verbs.
+"""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from models import batch, build, gradients, logits, randomise
+from safetensors.torch import load_file, save_file
+from test_verbs import assert_as_before, snapshot
+
+from pedagogic_peft import LoRA, attach, count_parameters, detach, load, merge, save, unmerge
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = attach(build("gpt2"), LoRA(r=2))
+    randomise(model)
+    return save(model, tmp_path / "saved")
+
+
+# "Merging in bfloat16 and unmerging did not give my weights back"
+
+
+def test_a_bfloat16_merge_rounds_once_and_unmerge_is_exact():
+    model = attach(build("llama").bfloat16(), LoRA(r=4))
+    randomise(model)
+    site = model.model.layers[0].self_attn.q_proj
+    weight = site.base.weight.clone()
+    exact = weight.float() + site.deltas["default"].delta_weight()
+    merge(model)
+    assert torch.equal(site.base.weight, exact.bfloat16())
+    unmerge(model)
+    assert torch.equal(site.base.weight, weight)
+
+
+# "My new head was never trained" and "my head was not saved"
+
+
+def test_a_head_that_stays_frozen_is_pointed_out():
+    with pytest.warns(UserWarning, match=r"head \(classifier\) stays frozen.*modules_to_save"):
+        attach(build("bert"), LoRA())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "llama", "opt"])
+def test_a_language_models_head_is_no_reason_to_warn(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attach(build(name), LoRA())
+        attach(build("bert"), LoRA(modules_to_save=["classifier"]))
+
+
+def test_a_saved_head_comes_back(tmp_path):
+    model = attach(build("bert"), LoRA(modules_to_save=["classifier"]))
+    randomise(model)
+    back = load(build("bert"), save(model, tmp_path))
+    assert torch.equal(logits(back, "bert"), logits(model, "bert"))
+
+
+def test_what_would_be_trained_but_not_saved_is_named(tmp_path):
+    model = attach(build("llama"), LoRA())
+    model.model.norm.requires_grad_(True)
+    with pytest.raises(ValueError, match="model.norm.weight.*modules_to_save"):
+        save(model, tmp_path / "lost")
+    assert not (tmp_path / "lost").exists()
+
+
+# "The base was trained along"
+
+
+def test_an_unfrozen_base_is_noticed_when_saving(tmp_path):
+    model = attach(build("gpt2"), LoRA()).requires_grad_(True)
+    with pytest.raises(ValueError, match="no adaptation has them"):
+        save(model, tmp_path)
+
+
+# "0 trainable parameters after loading", "my counts are wrong"
+
+
+def test_a_loaded_adaptation_trains(saved):
+    model = load(build("gpt2"), saved)
+    assert count_parameters(model).trainable == 2 * 2 * (32 + 96)
+    assert all(".deltas.default." in name for name in gradients(model, "gpt2"))
+
+
+# "A second adaptation under one name stacked silently"
+
+
+def test_a_name_cannot_be_attached_twice(saved):
+    model = load(build("gpt2"), saved)
+    before = snapshot(model)
+    for again in (lambda: attach(model, LoRA()), lambda: load(model, saved)):
+        with pytest.raises(ValueError, match="'default' is there already"):
+            again()
+        assert_as_before(model, before)
+
+
+# "The rank is larger than the matrix, and nobody said so"
+
+
+def test_a_rank_beyond_the_matrix_is_pointed_out():
+    with pytest.warns(UserWarning, match=r"r=40 .*c_attn.*32.*rank_pattern"):
+        attach(build("gpt2"), LoRA(r=40))
+
+
+# "The dtype or the device was not what I expected"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adaptations_are_float32_beside_any_base_and_load_from_any_file(dtype, saved):
+    tensors = {key: value.to(dtype) for key, value in load_file(saved / TENSORS).items()}
+    save_file(tensors, saved / TENSORS)
+    model = load(build("gpt2").to(dtype), saved)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert logits(model, "gpt2").dtype == dtype
+
+
+def test_deltas_live_where_their_base_lives():
+    model = attach(build("gpt2").to("meta"), LoRA())
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+# "The checkpoint was broken", or worse
+
+
+def assert_refused(folder, words):
+    model = build("gpt2")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=words):
+        load(model, folder)
+    assert_as_before(model, before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(saved, value):
+    tensors = load_file(saved / TENSORS)
+    next(iter(tensors.values()))[0, 0] = value
+    save_file(tensors, saved / TENSORS)
+    assert_refused(saved, r"not finite.*lora_")
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_a_pickle_is_never_opened(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (saved / TENSORS).write_bytes(pickle.dumps(Bomb()))
+    assert_refused(saved, "not a whole safetensors file")
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 100, (2**60).to_bytes(8, "little") + b"{}", b"\x02\0\0\0\0\0\0\0{}"],
+    ids=["empty", "noise", "endless header", "no tensors"],
+)
+def test_hostile_tensor_files_are_refused(saved, content):
+    (saved / TENSORS).write_bytes(content)
+    assert_refused(saved, "not a whole safetensors file|no tensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"null", b"[" * 100_000, b"\xff\xfe", b'{"peft_type": ["LORA"]}'],
+    ids=["empty", "list", "null", "nested", "not text", "type is a list"],
+)
+def test_hostile_configurations_are_refused(saved, content):
+    (saved / CONFIG).write_bytes(content)
+    assert_refused(saved, "not JSON|peft_type")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"r": 0},
+        {"r": "8"},
+        {"lora_alpha": -1},
+        {"lora_dropout": 2},
+        {"target_modules": 7},
+        {"alpha_pattern": {"(": 1}},
+        {"target_modules": "("},
+        {"modules_to_save": 3},
+        {"use_rslora": "yes"},
+    ],
+    ids=str,
+)
+def test_absurd_hyper_parameters_are_refused(saved, change):
+    config = json.loads((saved / CONFIG).read_text()) | change
+    (saved / CONFIG).write_text(json.dumps(config))
+    assert_refused(saved, next(iter(change)).removeprefix("lora_"))
+
+
+# "The process was killed while it saved, and both checkpoints were gone"
+
+SAVE_FOR_EVER = """
+import sys, torch; sys.path.insert(0, sys.argv[2])
+from models import build, randomise
+from pedagogic_peft import LoRA, attach, save
+model = attach(build("gpt2"), LoRA(r=64, target_modules="all-linear"))
+while True:
+    torch.manual_seed(0); randomise(model); save(model, sys.argv[1]); print("saved", flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.001, 0.004, 0.009, 0.02])
+def test_killing_the_process_while_it_saves_leaves_a_whole_checkpoint(tmp_path, delay):
+    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, tmp_path / "saved"]
+    process = subprocess.Popen([*arguments, Path(__file__).parent], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"saved\n"
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    model = load(build("gpt2"), tmp_path / "saved")
+    assert detach(model) is model
+
+
+def test_a_configuration_that_belongs_to_other_tensors_is_pointed_out(saved):
+    """As after a kill between the two files: the new configuration, the old tensors."""
+    config = json.loads((saved / CONFIG).read_text()) | {"lora_alpha": 99}
+    (saved / CONFIG).write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="edited.*or their saving was cut off"):
+        load(build("gpt2"), saved)
+
+
+def test_training_and_inference_agree_on_the_batch():
+    """Dropout sits on the way into A alone; in evaluation there is none."""
+    model = attach(build("gpt2"), LoRA(dropout=0.5))
+    randomise(model)
+    assert torch.equal(logits(model, "gpt2"), logits(model, "gpt2"))
+    model.train()
+    assert not torch.equal(model(**batch("gpt2")).logits, model(**batch("gpt2")).logits)
