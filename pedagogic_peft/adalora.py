@@ -13,6 +13,7 @@ In checkpoints Q, λ and P are called lora_A, lora_E and lora_B.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -21,28 +22,14 @@ from torch import Tensor, nn
 
 from pedagogic_peft.adaptation import adaptations_of, one_adaptation
 from pedagogic_peft.checks import check_positive, check_probability, check_whole, names, targets
-from pedagogic_peft.lora import KNOWN_KEYS as LORA_KEYS
-from pedagogic_peft.lora import OFF, LoRALinear, is_linear, sizes, targets_config
-from pedagogic_peft.peft_format import (
-    check_options,
-    check_paths,
-    fill,
-    heads_of,
-    tensors_of,
-    with_prefix,
-    without_prefix,
-)
-from pedagogic_peft.sites import TrainedCopy, sites
-from pedagogic_peft.targets import find_modules, find_targets, shortest_names
-
-SCHEDULE = "init_r target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight".split()
-# PEFT's configuration has all keys of LoRA's, but uses of them only α and the dropout; rank_pattern
-# says which triplets are not in the file.
-KNOWN_KEYS = LORA_KEYS | {*SCHEDULE, "total_step"}
+from pedagogic_peft.lora import LoRALinear
+from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.sites import sites
+from pedagogic_peft.targets import sizes
 
 
 @dataclass(frozen=True)
-class AdaLoRA:
+class AdaLoRA(Method):
     """The hyper-parameters of an AdaLoRA adaptation; names as in the paper's code and in PEFT.
 
     Attached alone it is a LoRA of rank ``init_r``; an `AdaLoRABudget` in the training loop brings
@@ -67,62 +54,55 @@ class AdaLoRA:
     """
 
     peft_type: ClassVar[str] = "ADALORA"
+    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "init_r": ("init_r", 12),
+        "target_r": ("target_r", 8),
+        "alpha": ("lora_alpha", 8),
+        "dropout": ("lora_dropout", 0.0),
+        "tinit": ("tinit", 0),
+        "tfinal": ("tfinal", 0),
+        "deltaT": ("deltaT", 1),
+        "beta1": ("beta1", 0.85),
+        "beta2": ("beta2", 0.85),
+        "orth_reg_weight": ("orth_reg_weight", 0.5),
+    }
+    # PEFT itself ignores r and use_rslora; rank_pattern says which triplets are not in the file.
+    IGNORED: ClassVar[str] = "fan_in_fan_out qalora_group_size r rank_pattern total_step use_rslora"
+    OFF: ClassVar[Mapping[str, list[Any]]] = {
+        "bias": ["none"],
+        "init_lora_weights": [True, False],
+        "loftq_config": [None, {}],
+    }
+    MARK: ClassVar[str] = "lora_E"
 
-    init_r: int = 12
-    target_r: int = 8
-    alpha: float = 16
-    dropout: float = 0.0
-    target_modules: Sequence[str] | str | None = None
-    modules_to_save: Sequence[str] = ()
-    tinit: int = 0
-    tfinal: int = 0
-    deltaT: int = 1
-    beta1: float = 0.85
-    beta2: float = 0.85
-    orth_reg_weight: float = 0.5
+    init_r: int = hyper(12, check_whole)
+    target_r: int = hyper(8, check_whole)
+    alpha: float = hyper(16, check_positive)
+    dropout: float = hyper(0.0, check_probability)
+    target_modules: Sequence[str] | str | None = hyper(None, targets)
+    modules_to_save: Sequence[str] = hyper((), names)
+    tinit: int = hyper(0, partial(check_whole, least=0))
+    tfinal: int = hyper(0, partial(check_whole, least=0))
+    deltaT: int = hyper(1, check_whole)
+    beta1: float = hyper(0.85, check_probability)
+    beta2: float = hyper(0.85, check_probability)
+    orth_reg_weight: float = hyper(0.5, partial(check_positive, zero=True))
 
     def __post_init__(self) -> None:
-        check_whole("target_r", self.target_r)
+        super().__post_init__()
         check_whole("init_r", self.init_r, least=self.target_r)
-        check_positive("alpha", self.alpha)
-        for what in ("dropout", "beta1", "beta2"):
-            check_probability(what, getattr(self, what))
-        for what, least in (("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
-            check_whole(what, getattr(self, what), least)
-        if self.orth_reg_weight != 0:
-            check_positive("orth_reg_weight", self.orth_reg_weight)
-        object.__setattr__(self, "target_modules", targets("target_modules", self.target_modules))
-        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
 
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
+    def delta(self, path: str, module: Any) -> Any:
+        """Return the delta for one module."""
+        return AdaLoRALinear(*sizes(module), self.init_r, self.alpha, self.dropout)
 
-        Raises:
-            ValueError: a name matches nothing, or no linear map.
-        """
-        saved = find_modules(model, self.modules_to_save)
-        places = find_targets(model, self.target_modules, is_linear, without=saved)
-        deltas: dict[str, nn.Module] = {p: TrainedCopy(module) for p, module in saved.items()}
-        base: Any
-        for path, base in places.items():
-            delta = AdaLoRALinear(*sizes(base), self.init_r, self.alpha, self.dropout)
-            deltas[path] = delta.to(base.weight.device)
-        return deltas
-
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return PEFT's configuration and tensors, with the triplets that have lost their λ."""
-        paths = [path for path, delta in deltas.items() if isinstance(delta, AdaLoRALinear)]
-        config = {key: getattr(self, key) for key in SCHEDULE}
-        config |= {"lora_alpha": self.alpha, "lora_dropout": self.dropout}
-        config["total_step"] = self.tinit + self.tfinal + 1  # PEFT demands one that is possible
-        return config | targets_config(self, model, paths), with_prefix(tensors_of(deltas))
+        config, tensors = super().to_peft(model, deltas)
+        return config | {"total_step": self.tinit + self.tfinal + 1}, tensors  # PEFT demands one
 
     @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
+    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
         """Return the hyper-parameters and the filled deltas.
 
         A file of PEFT may hold fewer than init_r triplets; those that are missing return as zeros,
@@ -131,20 +111,8 @@ class AdaLoRA:
         Raises:
             ValueError: an option is not supported, or the tensors do not fit the model.
         """
-        check_options(config, KNOWN_KEYS, OFF)
-        tensors = without_prefix(model, tensors)
-        paths = [key.removesuffix(".lora_E") for key in tensors if key.endswith(".lora_E")]
-        check_paths(model, config, paths, is_linear)
-        method = cls(
-            **{key: config[key] for key in SCHEDULE if key in config},
-            alpha=config.get("lora_alpha", 8),
-            dropout=config.get("lora_dropout", 0.0),
-            target_modules=shortest_names(model, paths),
-            modules_to_save=heads_of(config, model),
-        )
-        deltas = method.plan(model)
-        fill(deltas, {key: _padded(key, t, method.init_r) for key, t in tensors.items()})
-        return method, deltas
+        r = config.get("init_r", 12)
+        return super().from_peft(model, config, {k: _padded(k, t, r) for k, t in tensors.items()})
 
 
 class AdaLoRALinear(nn.Module):

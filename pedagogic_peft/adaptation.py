@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from pedagogic_peft.counting import memory_of
-from pedagogic_peft.sites import Adaptations, Annex, Method, Place, Site, layer_of, sites, swap
+from pedagogic_peft.method import Method
+from pedagogic_peft.sites import Adaptations, Annex, Place, Site, layer_of, sites, swap
 
 
 def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:

@@ -16,15 +16,34 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pedagogic_peft.adalora import AdaLoRA
 from pedagogic_peft.adaptation import adaptations_of, check_can_attach, install, one_adaptation
+from pedagogic_peft.bitfit import BitFit
+from pedagogic_peft.bottleneck import BottleneckAdapter
+from pedagogic_peft.compacter import Compacter
+from pedagogic_peft.dora import DoRA
+from pedagogic_peft.fusion import AdapterFusion
+from pedagogic_peft.ia3 import IA3
+from pedagogic_peft.llama_adapter import LlamaAdapter
 from pedagogic_peft.lora import LoRA
+from pedagogic_peft.method import Method
 from pedagogic_peft.peft_format import some
-from pedagogic_peft.sites import Method, sites
+from pedagogic_peft.pissa import PiSSA
+from pedagogic_peft.prefix_tuning import PrefixTuning
+from pedagogic_peft.prompt_tuning import PromptTuning, PTuning
+from pedagogic_peft.sites import sites
+from pedagogic_peft.vera import VeRA
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 DIGEST = "config_sha256"
 
-METHODS: dict[str, type[Method]] = {method.peft_type: method for method in (LoRA,)}
+METHODS: dict[str, Any] = {
+    method.peft_type: method
+    for method in (
+        *(LoRA, VeRA, AdaLoRA, IA3, BitFit, BottleneckAdapter, Compacter, AdapterFusion),
+        *(PromptTuning, PTuning, PrefixTuning, LlamaAdapter),
+    )
+}
 
 
 def save(
@@ -54,7 +73,8 @@ def save(
     deltas = {p: site.deltas[name] for p, site in sites(model) if name in site.deltas}
     _refuse_unowned(model)
     config, tensors = method.to_peft(model, deltas)
-    config = _common(model, method) | config | {"task_type": task_type}
+    config = {"task_type": None} | _common(model, method) | config
+    config |= {"task_type": task_type} if task_type else {}
     tensors = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,10 +111,17 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
     config, tensors = _read_config(config_file), _read_tensors(tensors_file)
     _warn_of_mismatch(config_file, tensors_file)
     try:
-        method, deltas = METHODS[config["peft_type"]].from_peft(model, config, tensors)
+        method, deltas = _method_of(config).from_peft(model, config, tensors)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{config_file.parent}: {error}") from error
     return install(model, method, name, deltas)
+
+
+def _method_of(config: Mapping[str, Any]) -> type[Method]:
+    """Return the class; to PEFT, DoRA and PiSSA are LoRAs."""
+    if config["peft_type"] == LoRA.peft_type:
+        return DoRA if config.get("use_dora") else PiSSA if config.get("pissa") else LoRA
+    return METHODS[config["peft_type"]]
 
 
 def _common(model: nn.Module, method: Method) -> dict[str, Any]:

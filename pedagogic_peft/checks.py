@@ -13,11 +13,16 @@ def check_whole(what: str, value: Any, least: int = 1) -> int:
     return value
 
 
-def check_positive(what: str, value: Any) -> Any:
-    """Return the value if it is a finite number greater than 0."""
-    if not _is_number(value) or not 0 < value < math.inf:
+def check_positive(what: str, value: Any, zero: bool = False) -> Any:
+    """Return the value if it is a finite number greater than 0, or 0 where that is allowed."""
+    if not (_is_number(value) and 0 < value < math.inf or (zero and value == 0)):
         raise ValueError(f"{what}={value!r}: expected a number greater than 0")
     return value
+
+
+def check_optional(what: str, value: Any, check: Callable[[str, Any], Any]) -> Any:
+    """Return None, or what another check returns."""
+    return None if value is None else check(what, value)
 
 
 def check_probability(what: str, value: Any) -> Any:

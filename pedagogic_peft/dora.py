@@ -9,14 +9,14 @@ direction, a vector m the lengths:
 W' = W_0. (The paper writes of columns; the authors' code takes one norm for each output, as here.)
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.lora import LoRA, LoRAEmbedding, LoRALinear
+from pedagogic_peft.method import Deltas
 from pedagogic_peft.targets import is_conv1d
 
 
@@ -31,38 +31,28 @@ class DoRA(LoRA):
         TypeError, ValueError: as `LoRA`.
     """
 
+    IGNORED: ClassVar[str] = LoRA.IGNORED + " use_dora"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.parts:
             raise ValueError(f"parts={self.parts!r}: only LoRA adapts parts of a projection")
 
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def delta(self, path: str, module: Any) -> Any:
+        """Return the delta for one module."""
+        delta = super().delta(path, module).to(module.weight.device)
+        delta.measure(module)
+        return delta
+
+    @staticmethod
+    def classes() -> tuple[Any, Any]:
+        """Return the classes of the deltas for a linear map and for an embedding."""
+        return DoRALinear, DoRAEmbedding
+
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return PEFT's configuration and tensors."""
         config, tensors = super().to_peft(model, deltas)
         return config | {"use_dora": True}, tensors
-
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters and the filled deltas, as `LoRA.from_peft`.
-
-        Raises:
-            ValueError: the checkpoint is a LoRA without ``use_dora``, or as for LoRA.
-        """
-        if config.get("use_dora") is not True:
-            raise ValueError(f"use_dora={config.get('use_dora')!r}: this is a LoRA, not a DoRA")
-        return super().from_peft(model, {**config, "use_dora": False}, tensors)
-
-    def _classes(self) -> tuple[Any, Any]:
-        return DoRALinear, DoRAEmbedding
-
-    def _delta(self, path: str, base: Any) -> Any:
-        delta = super()._delta(path, base)
-        delta.measure(base)
-        return delta
 
 
 class Decomposed(nn.Module):

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from pedagogic_peft.architectures import ROLES, Roles, modules_in_role, roles_of
 from pedagogic_peft.checks import names, targets
-from pedagogic_peft.lora import is_linear, sizes
 from pedagogic_peft.peft_format import (
     check_options,
     check_paths,
@@ -31,7 +30,14 @@ from pedagogic_peft.peft_format import (
     without_prefix,
 )
 from pedagogic_peft.sites import TrainedCopy, base_modules
-from pedagogic_peft.targets import find_modules, find_targets, is_conv1d, shortest_names
+from pedagogic_peft.targets import (
+    find_modules,
+    find_targets,
+    is_conv1d,
+    is_linear,
+    shortest_names,
+    sizes,
+)
 
 KNOWN_KEYS = {"fan_in_fan_out", "feedforward_modules", "init_ia3_weights"}
 

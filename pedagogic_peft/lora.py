@@ -10,9 +10,11 @@ of which only A and B are trained. The site is a linear map or an embedding, the
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,36 +29,32 @@ from pedagogic_peft.checks import (
     names,
     targets,
 )
-from pedagogic_peft.peft_format import (
-    check_options,
-    check_paths,
-    fill,
-    heads_of,
-    tensors_of,
-    with_prefix,
-    without_prefix,
-)
-from pedagogic_peft.sites import TrainedCopy, base_modules
-from pedagogic_peft.targets import find_modules, find_targets, is_conv1d, shortest_names
+from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.sites import TrainedCopy
+from pedagogic_peft.targets import is_conv1d, is_linear, sizes
 
-# Keys of PEFT's configuration that are read here, or that mean nothing for a trained adapter, and
-# values of other keys that mean nothing either (the other initialisations change the base too).
-KNOWN_KEYS = set(
-    """alpha_pattern eva_config fan_in_fan_out lora_alpha lora_dropout qalora_group_size r
-    rank_pattern use_rslora""".split()
-)
-OFF: dict[str, list[Any]] = {
-    "bias": ["none"],
-    "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"],
-}
-LORA_A = re.compile(r"(?P<path>.+)\.(lora_A\.weight|lora_embedding_A)")  # both are (r, size)
 # Fused projections of these mix q, k and v head by head: no block of their output is q.
 INTERLEAVED = "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese persimmon".split()
 T = TypeVar("T")
 
 
+def check_parts(what: str, value: Any) -> tuple[str, ...]:
+    """Return the parts if they are some of q, k and v, each once."""
+    if not set(names(what, value)) <= set("qkv") or len(set(value)) < len(value):
+        raise ValueError(f'{what}={value!r}: expected some of "q", "k", "v", each once')
+    return tuple(value)
+
+
+def can_adapt(module: nn.Module) -> bool:
+    """Tell whether LoRA can adapt this module: a linear map or an embedding."""
+    if isinstance(module, nn.Embedding):
+        # Some embeddings do more than look up (OPT's positions add 2 to the index): not those.
+        return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+    return is_linear(module)
+
+
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(Method):
     """The hyper-parameters of a LoRA adaptation. They hold no tensors; `attach` makes those.
 
     The default rank 8 is enough for most tasks in the paper (its table 6: r = 1 to 8 differ
@@ -86,100 +84,41 @@ class LoRA:
     """
 
     peft_type: ClassVar[str] = "LORA"
+    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "r": ("r", 8),
+        "alpha": ("lora_alpha", 8),
+        "dropout": ("lora_dropout", 0.0),
+        "use_rslora": ("use_rslora", False),
+    }
+    IGNORED: ClassVar[str] = (
+        "alpha_pattern eva_config fan_in_fan_out parts qalora_group_size rank_pattern"
+    )
+    # The other initialisations change the base too.
+    OFF: ClassVar[Mapping[str, list[Any]]] = {
+        "bias": ["none"],
+        "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"],
+    }
+    MARK: ClassVar[str] = r"lora_A\.weight|lora_embedding_A"  # both are (r, size)
+    FOLDED: ClassVar[str] = "parts"  # the key that tells how a checkpoint of `folds` was made up
 
-    r: int = 8
-    alpha: float = 16
-    dropout: float = 0.0
-    target_modules: Sequence[str] | str | None = None
-    use_rslora: bool = False
-    modules_to_save: Sequence[str] = ()
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    parts: Sequence[str] = ()
+    can_adapt = staticmethod(can_adapt)
 
-    def __post_init__(self) -> None:
-        check_whole("r", self.r)
-        check_positive("alpha", self.alpha)
-        check_probability("dropout", self.dropout)
-        check_flag("use_rslora", self.use_rslora)
-        check_pattern("rank_pattern", self.rank_pattern, check_whole)
-        check_pattern("alpha_pattern", self.alpha_pattern, check_positive)
-        object.__setattr__(self, "target_modules", targets("target_modules", self.target_modules))
-        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
-        object.__setattr__(self, "parts", names("parts", self.parts))
-        if not set(self.parts) <= set("qkv") or len(set(self.parts)) < len(self.parts):
-            raise ValueError(f'parts={self.parts!r}: expected some of "q", "k", "v", each once')
+    r: int = hyper(8, check_whole)
+    alpha: float = hyper(16, check_positive)
+    dropout: float = hyper(0.0, check_probability)
+    target_modules: Sequence[str] | str | None = hyper(None, targets)
+    use_rslora: bool = hyper(False, check_flag)
+    modules_to_save: Sequence[str] = hyper((), names)
+    rank_pattern: Mapping[str, int] = hyper({}, partial(check_pattern, check_value=check_whole))
+    alpha_pattern: Mapping[str, float] = hyper(
+        {}, partial(check_pattern, check_value=check_positive)
+    )
+    parts: Sequence[str] = hyper((), check_parts)
 
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
-
-        Raises:
-            ValueError: a name matches nothing, or nothing LoRA can adapt; or a target has no parts.
-        """
-        kind = getattr(getattr(model, "config", None), "model_type", None)
-        if self.parts and kind in INTERLEAVED:
-            raise ValueError(f"parts={self.parts!r}: {kind} mixes q, k and v head by head")
-        saved = find_modules(model, self.modules_to_save)
-        places = find_targets(model, self.target_modules, can_adapt, without=saved)
-        _check_all_match("rank_pattern", self.rank_pattern, places)
-        _check_all_match("alpha_pattern", self.alpha_pattern, places)
-        deltas = {path: self._delta(path, module) for path, module in places.items()}
-        return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
-
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return PEFT's configuration and tensors (under ``save``: see there).
-
-        An adaptation of parts is written as the ordinary LoRA it equals (`LoRAParts.as_lora`), with
-        a key "parts" that PEFT drops with a warning and `from_peft` reads.
-        """
-        if self.parts:
-            return self._to_wider_peft(model, deltas, len(self.parts), "parts")
-        paths = [path for path, delta in deltas.items() if not isinstance(delta, TrainedCopy)]
-        ranks = {p: self.rank_of(p) for p in paths}
-        alphas = {p: self.alpha_of(p) for p in paths}
-        config = {
-            "r": self.r,
-            "lora_alpha": self.alpha,
-            "lora_dropout": self.dropout,
-            "use_rslora": self.use_rslora,
-            "rank_pattern": {p: r for p, r in ranks.items() if r != self.r},
-            "alpha_pattern": {p: a for p, a in alphas.items() if a != self.alpha},
-        }
-        return config | targets_config(self, model, paths), with_prefix(tensors_of(deltas))
-
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters (targets and ranks of the tensors) and the filled deltas.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        if config.get("parts"):
-            return cls._from_wider_peft(model, config, tensors, "parts")
-        check_options(config, KNOWN_KEYS, OFF)
-        tensors = without_prefix(model, tensors)
-        ranks = {m["path"]: len(t) for key, t in tensors.items() if (m := LORA_A.fullmatch(key))}
-        check_paths(model, config, ranks, can_adapt)
-        r, alpha = config.get("r", 8), config.get("lora_alpha", 8)  # PEFT's defaults
-        of_config = cls(r, alpha, alpha_pattern=config.get("alpha_pattern") or {})
-        alphas = {path: of_config.alpha_of(path) for path in ranks}
-        method = cls(
-            r=r,
-            alpha=alpha,
-            dropout=config.get("lora_dropout", 0.0),
-            target_modules=shortest_names(model, list(ranks)),
-            use_rslora=config.get("use_rslora", False),
-            modules_to_save=heads_of(config, model),
-            rank_pattern={path: rank for path, rank in ranks.items() if rank != r},
-            alpha_pattern={path: a for path, a in alphas.items() if a != alpha},
-        )
-        deltas = method.plan(model)
-        fill(deltas, tensors)
-        return method, deltas
+    @property
+    def folds(self) -> int:
+        """How many times r is the rank of the ordinary LoRA that a delta equals."""
+        return len(self.parts) or 1
 
     def rank_of(self, path: str) -> int:
         """Return r for the module at this path."""
@@ -189,77 +128,85 @@ class LoRA:
         """Return α for the module at this path."""
         return _look_up(self.alpha_pattern, path, self.alpha)
 
-    def _classes(self) -> tuple[Any, Any]:
-        """Return the classes of the deltas beside a linear map and beside an embedding."""
+    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
+        """Return ``{path: delta}`` for the modules to adapt."""
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        if self.parts and kind in INTERLEAVED:
+            raise ValueError(f"parts={self.parts!r}: {kind} mixes q, k and v head by head")
+        for what in ("rank_pattern", "alpha_pattern"):
+            unused = [k for k in getattr(self, what) if not any(_ends(k, p) for p in places)]
+            if unused:
+                raise ValueError(f"{what}: {unused} match none of the targets {list(places)}")
+        return super().deltas(model, places)
+
+    def delta(self, path: str, module: Any) -> Any:
+        """Return the delta for one module."""
+        d_in, d_out = sizes(module)
+        options = self.rank_of(path), self.alpha_of(path), self.dropout, self.use_rslora
+        if self.parts:
+            if isinstance(module, nn.Embedding) or d_out != 3 * d_in:
+                raise ValueError(
+                    f"parts={self.parts!r}: {path!r} ({type(module).__name__}, {d_in} -> {d_out}) "
+                    "is no fused projection of q, k and v, which would be d -> 3 d"
+                )
+            return LoRAParts(self.parts, d_in, *options)
+        if isinstance(module, nn.Embedding):
+            r, alpha, _, rslora = options
+            scale = float(getattr(module, "embed_scale", 1.0))  # Gemma's and BART's scale the rows
+            return self.classes()[1](d_in, d_out, r, alpha, rslora, module.padding_idx, scale)
+        if options[0] > min(d_in, d_out):
+            warnings.warn(
+                f"r={options[0]} is more than the rank {min(d_in, d_out)} that a change of {path!r} "
+                f"({d_in} -> {d_out}) can have; rank_pattern gives single modules another r",
+                stacklevel=2,
+            )
+        return self.classes()[0](d_in, d_out, *options)
+
+    @staticmethod
+    def classes() -> tuple[Any, Any]:
+        """Return the classes of the deltas for a linear map and for an embedding."""
         return LoRALinear, LoRAEmbedding
 
-    def _delta(self, path: str, base: Any) -> Any:
-        r, alpha = self.rank_of(path), self.alpha_of(path)
-        linear, embedding = self._classes()
-        d_in, d_out = sizes(base)
-        if self.parts:
-            if isinstance(base, nn.Embedding) or d_out != 3 * d_in:
-                raise ValueError(
-                    f"parts={self.parts!r}: {path!r} ({type(base).__name__}, {d_in} -> {d_out}) is "
-                    "no fused projection of q, k and v, which would be d -> 3 d"
-                )
-            delta = LoRAParts(self.parts, d_in, r, alpha, self.dropout, self.use_rslora)
-        elif isinstance(base, nn.Embedding):
-            scale = float(getattr(base, "embed_scale", 1.0))  # Gemma's and BART's scale the rows
-            delta = embedding(d_in, d_out, r, alpha, self.use_rslora, base.padding_idx, scale)
-        else:
-            delta = linear(d_in, d_out, r, alpha, self.dropout, self.use_rslora)
-        return delta.to(base.weight.device)
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return PEFT's configuration and tensors.
 
-    def _to_wider_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module], factor: int, key: str
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Write each delta as the ordinary LoRA it equals, of ``factor`` times the rank.
-
-        That alone would not say how it was made up, so ``config[key]`` keeps our own values.
+        Where r is folded (an adaptation of parts), they are those of the ordinary LoRA it equals;
+        one more key, which PEFT drops with a warning, keeps our own values.
         """
-        stretch = math.sqrt(factor) if self.use_rslora else factor  # keeps the scaling
-        wider = LoRA(
-            r=factor * self.r,
-            alpha=stretch * self.alpha,
-            dropout=self.dropout,
-            use_rslora=self.use_rslora,
-            modules_to_save=self.modules_to_save,
-            rank_pattern={end: factor * r for end, r in self.rank_pattern.items()},
-            alpha_pattern={end: stretch * a for end, a in self.alpha_pattern.items()},
-        )
-        made: dict[str, Any] = dict(deltas)
-        ordinary = {p: d if isinstance(d, TrainedCopy) else d.as_lora() for p, d in made.items()}
-        config, tensors = wider.to_peft(model, ordinary)
-        fields = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
-        return config | {key: {name: getattr(self, name) for name in fields}}, tensors
+        config, tensors = super().to_peft(model, deltas)
+        paths = [path for path, delta in deltas.items() if not isinstance(delta, TrainedCopy)]
+        n = self.folds
+        stretch = math.sqrt(n) if self.use_rslora else n  # keeps the scaling
+        ranks = {p: n * self.rank_of(p) for p in paths if self.rank_of(p) != self.r}
+        alphas = {p: stretch * self.alpha_of(p) for p in paths if self.alpha_of(p) != self.alpha}
+        config |= {"r": n * self.r, "lora_alpha": stretch * self.alpha}
+        config |= {"rank_pattern": ranks, "alpha_pattern": alphas}
+        if self.parts or n > 1:
+            own = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
+            config[self.FOLDED] = {name: getattr(self, name) for name in own}
+        return config, tensors
 
     @classmethod
-    def _from_wider_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor], key: str
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Read what `_to_wider_peft` wrote."""
-        rest = {name: value for name, value in config.items() if name != key}
-        wider, deltas = LoRA.from_peft(model, rest, tensors)
-        ordinary: Any
-        method = cls(**(vars(wider) | config[key]))
-        modules = base_modules(model)
-        for path, ordinary in deltas.items():
-            if not isinstance(ordinary, TrainedCopy):
-                delta = method._delta(path, modules[path])
-                fits = delta.as_lora().lora_A.weight.shape == ordinary.lora_A.weight.shape
-                if fits:
-                    delta.take(ordinary)
-                again = delta.as_lora()
-                same = math.isclose(again.scaling, ordinary.scaling)
-                if (
-                    not fits
-                    or not same
-                    or not torch.equal(again.lora_B.weight, ordinary.lora_B.weight)
-                ):
-                    raise ValueError(f"{key}={config[key]!r} is not what {path!r} was made from")
-                deltas[path] = delta
-        return method, deltas
+    def read(
+        cls, model: nn.Module, config: Config, tensors: Tensors, paths: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
+        found = super().read(model, config, tensors, paths)
+        if config.get(cls.FOLDED):
+            return found | config[cls.FOLDED]
+        keys = {
+            p: k
+            for p in paths
+            for k in tensors
+            if re.fullmatch(rf"{re.escape(p)}\.({cls.MARK})", k)
+        }
+        ranks = {path: len(tensors[key]) for path, key in keys.items()}
+        pattern = check_pattern("alpha_pattern", config.get("alpha_pattern") or {}, check_positive)
+        alphas = {path: _look_up(pattern, path, found["alpha"]) for path in paths}
+        return found | {
+            "rank_pattern": {path: r for path, r in ranks.items() if r != found["r"]},
+            "alpha_pattern": {path: a for path, a in alphas.items() if a != found["alpha"]},
+        }
 
 
 class LoRALinear(nn.Module):
@@ -316,8 +263,9 @@ class LoRAParts(nn.Module):
 
     def __init__(self, parts: Sequence[str], d: int, *options: Any):
         super().__init__()
-        deltas = {part: LoRALinear(d, d, *options) for part in "qkv" if part in parts}
-        self.parts = nn.ModuleDict(deltas)
+        self.parts: Any = nn.ModuleDict(
+            {p: LoRALinear(d, d, *options) for p in "qkv" if p in parts}
+        )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return y with each part's correction in its slice, for x: (..., d) and y: (..., 3 d)."""
@@ -326,32 +274,30 @@ class LoRAParts(nn.Module):
             slices[part] = delta(x, slices[part])
         return torch.cat(list(slices.values()), dim=-1)
 
-    @torch.no_grad()
-    def as_lora(self) -> LoRALinear:
-        """Return the ordinary LoRA of rank p r that this equals."""
-        deltas: dict[str, Any] = dict(self.parts.items())
-        A = torch.cat([delta.lora_A.weight for delta in deltas.values()])  # (p r, d)
+    def export(self) -> dict[str, Tensor]:
+        """Return the tensors of the ordinary LoRA of rank p r that this equals."""
+        A = torch.cat([delta.lora_A.weight for delta in self.parts.values()])  # (p r, d)
         nothing = A.new_zeros(A.shape[1], 0)  # the block of a part that is not adapted: no columns
-        blocks = [deltas[p].lora_B.weight if p in deltas else nothing for p in "qkv"]
-        return lora_of(A, torch.block_diag(*blocks), next(iter(deltas.values())).scaling)
+        blocks = [self.parts[p].lora_B.weight if p in self.parts else nothing for p in "qkv"]
+        return {"lora_A.weight": A, "lora_B.weight": torch.block_diag(*blocks)}
 
-    @torch.no_grad()
-    def take(self, lora: LoRALinear) -> None:
-        """Take the values of what `as_lora` returned."""
-        A, B = lora.lora_A.weight, lora.lora_B.weight
-        p = len(self.parts)
-        for part, of_A, of_B in zip(self.parts, A.chunk(p), B.chunk(p, dim=1), strict=True):
-            delta: Any = self.parts[part]
-            delta.lora_A.weight.copy_(of_A)
-            delta.lora_B.weight.copy_(of_B.chunk(3)["qkv".index(part)])
+    def take(self, tensors: Tensors) -> None:
+        """Take the values of what `export` returned."""
+        A, B = (
+            tensors[f"lora_{name}.weight"].chunk(len(self.parts), dim)
+            for name, dim in (("A", 0), ("B", 1))
+        )
+        for i, (part, delta) in enumerate(self.parts.items()):
+            delta.lora_A.weight.copy_(A[i])
+            delta.lora_B.weight.copy_(B[i].chunk(3)["qkv".index(part)])
 
     def delta_weight(self) -> Tensor:
         """Return ΔW: (3 d, d), in float32."""
-        return self.as_lora().delta_weight()
+        first = next(iter(self.parts.values()))
+        A, B = self.export().values()
+        return first.scaling * (B.float() @ A.float())
 
-    def merge_into(self, base: nn.Module) -> None:
-        """Add ΔW to the base's weight, as `LoRALinear.merge_into`."""
-        self.as_lora().merge_into(base)
+    merge_into = LoRALinear.merge_into
 
 
 class LoRAEmbedding(nn.Module):
@@ -399,57 +345,10 @@ class LoRAEmbedding(nn.Module):
         base.weight.copy_(base.weight + self.delta_weight())
 
 
-def lora_of(A: Tensor, B: Tensor, scaling: float) -> LoRALinear:
-    """Return the delta with this A: (r, d_in) and this B: (d_out, r), without dropout."""
-    with torch.device("meta"):  # draws no random numbers, which would change a run that saves
-        delta = LoRALinear(A.shape[1], len(B), len(A))
-    delta.lora_A.weight, delta.lora_B.weight = nn.Parameter(A), nn.Parameter(B)
-    delta.scaling = scaling
-    return delta
-
-
-def targets_config(method: Any, model: nn.Module, paths: Sequence[str]) -> dict[str, Any]:
-    """Return what PEFT's configurations of weight-changing methods say about the targets."""
-    modules = base_modules(model)
-    return {
-        "target_modules": shortest_names(model, paths),
-        "modules_to_save": list(method.modules_to_save) or None,
-        "fan_in_fan_out": any(is_conv1d(modules[path]) for path in paths),
-        "bias": "none",
-    }
-
-
-def sizes(base: nn.Module) -> tuple[int, int]:
-    """Return the sizes of the input and the output; of an embedding, its number and size."""
-    if isinstance(base, nn.Embedding):
-        return base.num_embeddings, base.embedding_dim
-    names = ("nx", "nf") if is_conv1d(base) else ("in_features", "out_features")
-    return getattr(base, names[0]), getattr(base, names[1])
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Tell whether this is a linear map."""
-    return isinstance(module, nn.Linear) or is_conv1d(module)
-
-
-def can_adapt(module: nn.Module) -> bool:
-    """Tell whether LoRA can adapt this module: a linear map or an embedding."""
-    if isinstance(module, nn.Embedding):
-        # Some embeddings do more than look up (OPT's positions add 2 to the index): not those.
-        return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
-    return is_linear(module)
-
-
-def _matches_end(pattern: str, path: str) -> bool:
+def _ends(pattern: str, path: str) -> bool:
     return re.fullmatch(rf"(.*\.)?({pattern})", path) is not None
 
 
 def _look_up(pattern: Mapping[str, T], path: str, default: T) -> T:
     """Return the value of the first key that matches the end of the path, as in PEFT."""
-    return next((value for key, value in pattern.items() if _matches_end(key, path)), default)
-
-
-def _check_all_match(what: str, pattern: Mapping[str, Any], paths: Mapping[str, nn.Module]) -> None:
-    unused = [key for key in pattern if not any(_matches_end(key, path) for path in paths)]
-    if unused:
-        raise ValueError(f"{what}: {unused} match none of the targets, which are {list(paths)}")
+    return next((value for key, value in pattern.items() if _ends(key, path)), default)

@@ -61,7 +61,8 @@ class Method:
         for f in fields(self):
             object.__setattr__(self, f.name, f.metadata["check"](f.name, getattr(self, f.name)))
 
-    def can_adapt(self, module: nn.Module) -> bool:
+    @staticmethod
+    def can_adapt(module: nn.Module) -> bool:
         """Tell whether the method has a meaning at this module."""
         return is_linear(module)
 
@@ -78,11 +79,15 @@ class Method:
         return {path: self.delta(path, module) for path, module in places.items()}
 
     def plan(self, model: nn.Module) -> Deltas:
-        """Return ``{path: delta}`` for this model, which is not changed.
+        """Return ``{path: delta}`` as they start, for this model, which is not changed.
 
         Raises:
             ValueError: a name matches nothing, or nothing the method can adapt.
         """
+        return self.build(model)
+
+    def build(self, model: nn.Module) -> Deltas:
+        """Return ``{path: delta}``, before a start that depends on the model, or a checkpoint."""
         saved = find_modules(model, self.modules_to_save)
         places = self.targets(model, saved)
         modules = base_modules(model)
@@ -115,7 +120,7 @@ class Method:
         tensors = without_prefix(model, tensors)
         marks = (re.fullmatch(rf"(.+)\.({cls.MARK})", key) for key in tensors)
         method = cls(**cls.read(model, config, tensors, [m[1] for m in marks if m]))
-        deltas = method.plan(model)
+        deltas = method.build(model)
         fill(deltas, tensors)
         return method, deltas
 

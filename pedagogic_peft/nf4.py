@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.checks import check_flag, check_whole, targets
-from pedagogic_peft.lora import is_linear
 from pedagogic_peft.sites import outline, sites, swap
-from pedagogic_peft.targets import find_targets, is_conv1d
+from pedagogic_peft.targets import find_targets, is_conv1d, is_linear
 
 ABSMAX_BLOCK = 256  # blocks whose absmax are quantised together
 

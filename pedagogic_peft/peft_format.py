@@ -50,10 +50,19 @@ def check_options(
             )
 
 
+def exported(delta: Any) -> dict[str, Tensor]:
+    """Return a delta's tensors as a checkpoint has them; a trained copy's, as the model has them.
+
+    A delta whose own tensors are others has ``export()``, and ``take(tensors)`` to read them.
+    """
+    body = delta.module if isinstance(delta, TrainedCopy) else delta
+    own: dict[str, Tensor] = body.export() if hasattr(body, "export") else body.state_dict()
+    return {key: tensor.detach() for key, tensor in own.items()}
+
+
 def tensors_of(deltas: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Return ``{path.key: tensor}``; a trained copy's tensors are called as in the model."""
-    bodies = {p: d.module if isinstance(d, TrainedCopy) else d for p, d in deltas.items()}
-    return {f"{p}.{key}": t for p, body in bodies.items() for key, t in body.state_dict().items()}
+    """Return ``{path.key: tensor}``."""
+    return {f"{path}.{k}": t for path, delta in deltas.items() for k, t in exported(delta).items()}
 
 
 def with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,9 +106,20 @@ def fill(deltas: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None
     ):
         if keys:
             raise ValueError(f"The checkpoint does not fit this model: {what}: {some(keys)}")
-    with torch.no_grad():
-        for key, tensor in own.items():
-            tensor.copy_(tensors[key])
+    for path, delta in deltas.items():
+        _fill_one(path, delta, {key: tensors[f"{path}.{key}"] for key in exported(delta)})
+
+
+@torch.no_grad()
+def _fill_one(path: str, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+    if hasattr(delta, "export"):
+        delta.take(tensors)
+    else:
+        for key, own in exported(delta).items():
+            own.copy_(tensors[key])
+    for key, own in exported(delta).items():
+        if not torch.equal(own, tensors[key].to(own)):
+            raise ValueError(f"{path}.{key} is not made up as the configuration says")
 
 
 def targets_of(

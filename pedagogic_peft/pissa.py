@@ -14,17 +14,17 @@ change, and the delta is s (B A - B_0 A_0) x with A_0 and B_0 constant:
 The two are the same function with the same gradients. At the start ours is W_0 x bit for bit.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.lora import LoRA, LoRALinear, is_linear, lora_of, sizes
+from pedagogic_peft.lora import LoRA, LoRALinear
+from pedagogic_peft.method import Deltas, Tensors
 from pedagogic_peft.sites import base_modules
-from pedagogic_peft.targets import is_conv1d
+from pedagogic_peft.targets import is_conv1d, is_linear, sizes
 
 
 @dataclass(frozen=True)
@@ -41,53 +41,45 @@ class PiSSA(LoRA):
         TypeError, ValueError: as `LoRA`.
     """
 
+    IGNORED: ClassVar[str] = LoRA.IGNORED + " pissa"
+    FOLDED: ClassVar[str] = "pissa"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.parts:
             raise ValueError(f"parts={self.parts!r}: only LoRA adapts parts of a projection")
 
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
+    @property
+    def folds(self) -> int:
+        """The ordinary LoRA that a delta equals has rank 2 r."""
+        return 2
+
+    def plan(self, model: nn.Module) -> Deltas:
         """Return ``{path: delta}`` for this model, which is not changed.
 
         Raises:
-            ValueError: as `LoRA.plan`; or a target is no linear map, or smaller than r.
+            ValueError: as `LoRA`; or a target is no linear map, or smaller than r.
         """
-        deltas, modules = super().plan(model), base_modules(model)
+        deltas, modules = self.build(model), base_modules(model)
         for path, delta in deltas.items():
             if isinstance(delta, PiSSALinear):
                 delta.start_at(modules[path])
         return deltas
 
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the configuration and tensors of a LoRA of rank 2 r, with a key "pissa"."""
-        return self._to_wider_peft(model, deltas, 2, "pissa")
-
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters and the filled deltas.
-
-        Raises:
-            ValueError: the checkpoint has no key "pissa", or as for LoRA.
-        """
-        if not config.get("pissa"):
-            raise ValueError("There is no 'pissa' in the configuration: this is an ordinary LoRA")
-        return cls._from_wider_peft(model, config, tensors, "pissa")
-
-    def _classes(self) -> tuple[Any, Any]:
-        return PiSSALinear, None
-
-    def _delta(self, path: str, base: Any) -> Any:
-        r, (d_in, d_out) = self.rank_of(path), sizes(base)
-        if not is_linear(base) or r > min(d_in, d_out):
+    def delta(self, path: str, module: Any) -> Any:
+        """Return the delta for one module."""
+        r, (d_in, d_out) = self.rank_of(path), sizes(module)
+        if not is_linear(module) or r > min(d_in, d_out):
             raise ValueError(
-                f"{path!r} ({type(base).__name__}, {d_in} -> {d_out}): PiSSA with r={r} needs a "
+                f"{path!r} ({type(module).__name__}, {d_in} -> {d_out}): PiSSA with r={r} needs a "
                 "linear map with at least r inputs and outputs"
             )
-        return super()._delta(path, base)
+        return super().delta(path, module)
+
+    @staticmethod
+    def classes() -> tuple[Any, Any]:
+        """Return the class of the deltas."""
+        return PiSSALinear, None
 
 
 class PiSSALinear(LoRALinear):
@@ -127,21 +119,23 @@ class PiSSALinear(LoRALinear):
     def _product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return F.linear(self.scaling * F.linear(x, A.to(x.dtype)), B.to(x.dtype))
 
-    @torch.no_grad()
-    def as_lora(self) -> LoRALinear:
-        """Return the ordinary LoRA of rank 2 r that this equals: [B, -B_0] [A; A_0]."""
+    def export(self) -> dict[str, Tensor]:
+        """Return the tensors of the ordinary LoRA of rank 2 r that this equals."""
         A = torch.cat([self.lora_A.weight, self.A0])  # (2 r, d_in)
         B = torch.cat([self.lora_B.weight, -self.B0], dim=1)  # (d_out, 2 r)
-        return lora_of(A, B, self.scaling)
+        return {"lora_A.weight": A, "lora_B.weight": B}
 
-    @torch.no_grad()
-    def take(self, lora: LoRALinear) -> None:
-        """Take the values of what `as_lora` returned."""
-        (A, A0), (B, minus_B0) = lora.lora_A.weight.chunk(2), lora.lora_B.weight.chunk(2, dim=1)
-        self.lora_A.weight.copy_(A)
-        self.lora_B.weight.copy_(B)
-        self.A0.copy_(A0)
-        self.B0.copy_(-minus_B0)
+    def take(self, tensors: Tensors) -> None:
+        """Take the values of what `export` returned."""
+        A, A0 = tensors["lora_A.weight"].chunk(2)
+        B, minus_B0 = tensors["lora_B.weight"].chunk(2, dim=1)
+        for own, new in (
+            (self.lora_A.weight, A),
+            (self.A0, A0),
+            (self.lora_B.weight, B),
+            (self.B0, -minus_B0),
+        ):
+            own.copy_(new)
 
     def delta_weight(self) -> Tensor:
         """Return ΔW: (d_out, d_in), in float32; exactly zero at the start."""

@@ -16,30 +16,10 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-class Method(Protocol):
-    """What the verbs ask of a method's hyper-parameters (`LoRA`, `IA3`, ...)."""
-
-    peft_type: ClassVar[str]  # its name in checkpoints
-
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed."""
-
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the configuration and the tensors of a checkpoint."""
-
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters of a checkpoint and ``{path: delta}`` with its tensors."""
 
 
 @dataclass
@@ -58,7 +38,7 @@ class Adaptations:
         found_attention: the attention implementation from before a prefix took it over.
     """
 
-    methods: dict[str, Method] = field(default_factory=dict)
+    methods: dict[str, Any] = field(default_factory=dict)
     active: tuple[str, ...] = ()
     rows: tuple[str | None, ...] = ()
     enabled: bool = True

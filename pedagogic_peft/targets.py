@@ -7,6 +7,7 @@ also when the others match: a typing mistake must not silently adapt less than w
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -46,6 +47,20 @@ def is_conv1d(module: nn.Module) -> bool:
     By name, so that transformers need not be imported.
     """
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether this is a linear map: `nn.Linear` (quantised ones are) or `Conv1D`."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def sizes(module: Any) -> tuple[int, int]:
+    """Return the sizes of the input and the output; of an embedding, its number and size."""
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    return (
+        (module.nx, module.nf) if is_conv1d(module) else (module.in_features, module.out_features)
+    )
 
 
 def find_targets(

@@ -12,6 +12,7 @@ the first ones. b starts at zero, so the model is unchanged.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -26,28 +27,15 @@ from pedagogic_peft.checks import (
     names,
     targets,
 )
-from pedagogic_peft.lora import LoRALinear, is_linear, sizes, targets_config
-from pedagogic_peft.peft_format import (
-    check_options,
-    check_paths,
-    fill,
-    heads_of,
-    tensors_of,
-    with_prefix,
-    without_prefix,
-)
-from pedagogic_peft.sites import TrainedCopy
-from pedagogic_peft.targets import find_modules, find_targets, shortest_names
+from pedagogic_peft.lora import LoRALinear
+from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.targets import sizes
 
-KNOWN_KEYS = set(
-    "d_initial fan_in_fan_out init_weights projection_prng_key r save_projection vera_dropout".split()
-)
-OFF = {"bias": ["none"]}
 SHARED = {"A": "base_model.vera_A", "B": "base_model.vera_B"}  # their names in a checkpoint
 
 
 @dataclass(frozen=True)
-class VeRA:
+class VeRA(Method):
     """The hyper-parameters of a VeRA adaptation.
 
     Trained are r + d_out numbers for each map, so r can be far greater than in LoRA.
@@ -66,89 +54,50 @@ class VeRA:
     """
 
     peft_type: ClassVar[str] = "VERA"
+    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "r": ("r", 256),
+        "d_initial": ("d_initial", 0.1),
+        "projection_prng_key": ("projection_prng_key", 0),
+        "save_projection": ("save_projection", True),
+        "dropout": ("vera_dropout", 0.0),
+    }
+    IGNORED: ClassVar[str] = "fan_in_fan_out init_weights"
+    MARK: ClassVar[str] = "vera_lambda_b"
 
-    r: int = 256
-    target_modules: Sequence[str] | str | None = None
-    d_initial: float = 0.1
-    projection_prng_key: int = 0
-    save_projection: bool = True
-    dropout: float = 0.0
-    modules_to_save: Sequence[str] = ()
+    r: int = hyper(256, check_whole)
+    target_modules: Sequence[str] | str | None = hyper(None, targets)
+    d_initial: float = hyper(0.1, check_positive)
+    projection_prng_key: int = hyper(0, partial(check_whole, least=0))
+    save_projection: bool = hyper(True, check_flag)
+    dropout: float = hyper(0.0, check_probability)
+    modules_to_save: Sequence[str] = hyper((), names)
 
-    def __post_init__(self) -> None:
-        check_whole("r", self.r)
-        check_positive("d_initial", self.d_initial)
-        check_whole("projection_prng_key", self.projection_prng_key, least=0)
-        check_flag("save_projection", self.save_projection)
-        check_probability("dropout", self.dropout)
-        object.__setattr__(self, "target_modules", targets("target_modules", self.target_modules))
-        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
-
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
-
-        Raises:
-            ValueError: a name matches nothing, or no linear map.
-        """
-        saved = find_modules(model, self.modules_to_save)
-        places = find_targets(model, self.target_modules, is_linear, without=saved)
+    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
+        """Return ``{path: delta}`` for the modules to adapt."""
         d_in, d_out = (max(size) for size in zip(*map(sizes, places.values()), strict=True))
         shared = Projections(self.r, d_in, d_out, self.projection_prng_key)
-        deltas: dict[str, nn.Module] = {p: TrainedCopy(module) for p, module in saved.items()}
-        base: Any
-        for path, base in places.items():
-            delta = VeRALinear(*sizes(base), shared, self.d_initial, self.dropout)
-            deltas[path] = delta.to(base.weight.device)
-        return deltas
+        options = shared, self.d_initial, self.dropout
+        return {path: VeRALinear(*sizes(base), *options) for path, base in places.items()}
 
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return PEFT's configuration and tensors."""
-        adapted = {path: delta for path, delta in deltas.items() if isinstance(delta, VeRALinear)}
-        config = {
-            "r": self.r,
-            "d_initial": self.d_initial,
-            "projection_prng_key": self.projection_prng_key,
-            "save_projection": self.save_projection,
-            "vera_dropout": self.dropout,
-        }
-        tensors = with_prefix(tensors_of(deltas))
+        config, tensors = super().to_peft(model, deltas)
         if self.save_projection:
-            shared = next(iter(adapted.values())).shared
-            tensors |= {key: getattr(shared, name) for name, key in SHARED.items()}
-        return config | targets_config(self, model, list(adapted)), tensors
+            tensors |= {key: getattr(_shared(deltas), name) for name, key in SHARED.items()}
+        return config, tensors
 
     @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
+    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
         """Return the hyper-parameters and the filled deltas.
 
         Raises:
             ValueError: an option is not supported, or the tensors do not fit the model.
         """
-        check_options(config, KNOWN_KEYS, OFF)
         saved = {name: tensors[key] for name, key in SHARED.items() if key in tensors}
-        own = {key: t for key, t in tensors.items() if key not in SHARED.values()}
-        own = without_prefix(model, own)
-        b = ".vera_lambda_b"
-        paths = [key.removesuffix(b) for key in own if key.endswith(b)]
-        check_paths(model, config, paths, is_linear)
-        method = cls(
-            r=config.get("r", 256),
-            target_modules=shortest_names(model, paths),
-            d_initial=config.get("d_initial", 0.1),
-            projection_prng_key=config.get("projection_prng_key", 0),
-            save_projection=config.get("save_projection", True),
-            dropout=config.get("vera_dropout", 0.0),
-            modules_to_save=heads_of(config, model),
-        )
-        deltas = method.plan(model)
-        fill(deltas, own)
+        own = {key: tensor for key, tensor in tensors.items() if key not in SHARED.values()}
+        method, deltas = super().from_peft(model, config, own)
         if saved or method.save_projection:
-            shared = next(d.shared for d in deltas.values() if isinstance(d, VeRALinear))
-            shared.take(saved)
+            _shared(deltas).take(saved)
         return method, deltas
 
 
@@ -227,3 +176,7 @@ class VeRALinear(nn.Module):
         return (b[:, None] * B) @ (d[:, None] * A)
 
     merge_into = LoRALinear.merge_into  # adds delta_weight()
+
+
+def _shared(deltas: Deltas) -> Projections:
+    return next(delta.shared for delta in deltas.values() if isinstance(delta, VeRALinear))
