@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pedagogic_peft.adaptation import adaptations_of, one_adaptation
 from pedagogic_peft.checks import check_positive, check_probability, check_whole, names, targets
 from pedagogic_peft.lora import LoRALinear
-from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper, same_keys
 from pedagogic_peft.sites import sites
 from pedagogic_peft.targets import sizes
 
@@ -54,17 +54,12 @@ class AdaLoRA(Method):
     """
 
     peft_type: ClassVar[str] = "ADALORA"
-    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = {
-        "init_r": ("init_r", 12),
-        "target_r": ("target_r", 8),
+    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = same_keys(
+        init_r=12, target_r=8, tinit=0, tfinal=0, deltaT=1, beta1=0.85, beta2=0.85
+    ) | {
+        "orth_reg_weight": ("orth_reg_weight", 0.5),
         "alpha": ("lora_alpha", 8),
         "dropout": ("lora_dropout", 0.0),
-        "tinit": ("tinit", 0),
-        "tfinal": ("tfinal", 0),
-        "deltaT": ("deltaT", 1),
-        "beta1": ("beta1", 0.85),
-        "beta2": ("beta2", 0.85),
-        "orth_reg_weight": ("orth_reg_weight", 0.5),
     }
     # PEFT itself ignores r and use_rslora; rank_pattern says which triplets are not in the file.
     IGNORED: ClassVar[str] = "fan_in_fan_out qalora_group_size r rank_pattern total_step use_rslora"
@@ -146,7 +141,7 @@ class AdaLoRALinear(nn.Module):
 
 
 class AdaLoRABudget:
-    """Decides during training which triplets of the model keep their λ (section 3.2 and 3.3).
+    """Decides during training which triplets of the model keep their λ (section 3.2 and 3.3)::
 
         budget = AdaLoRABudget(model, total_steps=1000)
         train(model, examples, steps=1000, before_step=budget.before_step,
@@ -172,12 +167,9 @@ class AdaLoRABudget:
         if not isinstance(method, AdaLoRA):
             raise ValueError(f"{name!r} is {type(method).__name__}: only AdaLoRA has a budget")
         check_whole("total_steps", total_steps)
+        if total_steps <= (low := method.tinit + method.tfinal):
+            raise ValueError(f"total_steps={total_steps}: expected more than tinit + tfinal={low}")
         self.final = total_steps - method.tfinal  # the step of the final choice
-        if self.final <= method.tinit:
-            raise ValueError(
-                f"total_steps={total_steps}: expected more than tinit + tfinal = "
-                f"{method.tinit} + {method.tfinal}"
-            )
         here = [place.deltas[name] for _, place in sites(model) if name in place.deltas]
         self.method = method
         self.deltas: list[Any] = [delta for delta in here if isinstance(delta, AdaLoRALinear)]
@@ -202,11 +194,11 @@ class AdaLoRABudget:
     def before_step(self, step: int) -> None:
         """Call after ``backward``: adds the penalty's gradient and measures the sensitivities.
 
-        A weight's sensitivity is I = |w ∂L/∂w|. Kept are Ī, its running mean with beta1, and Ū, the
-        running mean of |I - Ī| with beta2.
+        A weight's sensitivity is ``I = |w ∂L/∂w|``. Kept are Ī, its running mean with beta1, and Ū,
+        the running mean of ``|I - Ī|`` with beta2.
         """
         self.add_penalty_gradient()
-        for parameter in (p for d in self.deltas for p in (d.lora_A, d.lora_E, d.lora_B)):
+        for parameter in (p for delta in self.deltas for p in delta.parameters()):
             if parameter.grad is not None:
                 # With fp16 a gradient may overflow; the optimiser skips that step.
                 now = (parameter * parameter.grad).detach().abs().nan_to_num(0.0, 0.0)
@@ -215,6 +207,7 @@ class AdaLoRABudget:
                 spread = spread.lerp((now - mean).abs(), 1 - self.method.beta2)
                 self.sensitivity[parameter] = mean, spread
 
+    @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Call after the optimiser's step: sets the λ of the triplets that are not kept to zero.
 
@@ -223,12 +216,13 @@ class AdaLoRABudget:
         Raises:
             RuntimeError: `before_step` was not called.
         """
-        if self.kept is None and step >= self.final:
-            self.kept = self._most_important(self.budget(step))
-        if self.kept is not None:
-            self._keep(self.kept)
-        elif step > self.method.tinit and step % self.method.deltaT == 0:
-            self._keep(self._most_important(self.budget(step)))
+        kept, due = self.kept, step > self.method.tinit and step % self.method.deltaT == 0
+        if kept is None and (due or step >= self.final):
+            kept = self._most_important(self.budget(step))
+        if step >= self.final:
+            self.kept = kept  # for good
+        for delta, mask in zip(self.deltas, kept or [], strict=False):
+            delta.lora_E.masked_fill_(~mask[:, None], 0)
 
     def callback(self) -> Any:
         """Return a TrainerCallback of transformers that calls both (after clipping)."""
@@ -256,11 +250,11 @@ class AdaLoRABudget:
         for delta in self.deltas:
             for parameter in (delta.lora_A, delta.lora_B):
                 if parameter.grad is not None:
-                    is_Q = parameter is delta.lora_A
-                    rows = parameter if is_Q else parameter.T
+                    rows, gradient = parameter, parameter.grad
+                    if parameter is delta.lora_B:
+                        rows, gradient = rows.T, gradient.T
                     M = rows @ rows.T - torch.eye(len(rows), device=rows.device)
-                    gradient = 2 * weight * (M / M.norm().clamp_min(1e-12)) @ rows
-                    parameter.grad += gradient if is_Q else gradient.T
+                    gradient += 2 * weight * (M / M.norm().clamp_min(1e-12)) @ rows
 
     def _most_important(self, budget: int) -> list[Tensor]:
         """Return for each target which of its triplets are among the model's best: (init_r,) bool.
@@ -270,12 +264,9 @@ class AdaLoRABudget:
         """
         if not self.sensitivity:
             raise RuntimeError("AdaLoRABudget: call before_step after each backward")
-        importance = [
-            self._score(d.lora_E).sum(1)
-            + self._score(d.lora_A).mean(1)
-            + self._score(d.lora_B).mean(0)
-            for d in self.deltas
-        ]
+        s = self._score
+        triplets = ((d.lora_A, d.lora_E, d.lora_B) for d in self.deltas)
+        importance = [s(Q).mean(1) + s(E).sum(1) + s(P).mean(0) for Q, E, P in triplets]
         scores = torch.cat(importance)  # (number of targets * init_r,)
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept[scores.topk(budget).indices] = True
@@ -284,11 +275,6 @@ class AdaLoRABudget:
     def _score(self, parameter: nn.Parameter) -> Tensor:
         mean, spread = self.sensitivity.get(parameter, (torch.zeros_like(parameter),) * 2)
         return mean * spread
-
-    @torch.no_grad()
-    def _keep(self, kept: Sequence[Tensor]) -> None:
-        for delta, mask in zip(self.deltas, kept, strict=True):
-            delta.lora_E.masked_fill_(~mask[:, None], 0)
 
 
 def _padded(key: str, tensor: Tensor, r: int) -> Tensor:

@@ -82,6 +82,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
             annex.remove(model.get_submodule(path))
     record.active = tuple(n for n in record.active if n not in gone)
     record.rows = () if gone & set(record.rows) else record.rows
+    record.whole_batch -= gone
     record.methods = {n: method for n, method in record.methods.items() if n not in gone}
     if not record.methods:
         _forget(model)
@@ -117,9 +118,8 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
         if name is not None or rows is None:
             _check_known(record, name)
     _refuse_merged(record, "activate")
-    for path, place in sites(model) if rows else ():
-        if isinstance(place, Annex) and (prompts := set(place.deltas) & set(chosen)):
-            raise ValueError(f"rows: {sorted(prompts)} act on a whole batch (at {path!r})")
+    if rows and (whole := record.whole_batch & set(rows)):
+        raise ValueError(f"rows={rows!r}: {sorted(map(str, whole))} can only act on a whole batch")
     record.active = tuple(dict.fromkeys(names))
     record.rows = tuple(rows or ())
     return model
@@ -309,6 +309,8 @@ def install(
         take_over(model, record)
     record.methods[name] = method
     record.active, record.rows = (name,), ()
+    if any(getattr(delta, "beside", False) for delta in deltas.values()):
+        record.whole_batch.add(name)
     return model
 
 

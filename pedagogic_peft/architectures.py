@@ -5,7 +5,6 @@ row can be adapted too, with `target_modules`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -36,64 +35,35 @@ class Roles:
     ffn_norm: str = ""
 
 
-_PROJ = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
-_GPT2 = Roles(
-    r"h\.\d+\.attn", "c_attn", "c_attn", "c_attn", r"attn\.c_proj", r"mlp\.c_fc", r"mlp\.c_proj"
-)
-_LLAMA = Roles(
-    "self_attn",
-    **_PROJ,
-    attention_output="o_proj",
-    ffn_input="gate_proj",
-    ffn_output="down_proj",
-)
-_OPT = Roles("self_attn", **_PROJ, attention_output="out_proj", ffn_input="fc1", ffn_output="fc2")
-_BERT = Roles(
-    r"attention\.self",
-    "query",
-    "key",
-    "value",
-    r"attention\.output\.dense",
-    r"intermediate\.dense",
-    r"layer\.\d+\.output\.dense",
-    r"layer\.\d+\.output\.LayerNorm",
-)
-_DISTILBERT = Roles(
-    r"layer\.\d+\.attention",
-    "q_lin",
-    "k_lin",
-    "v_lin",
-    "out_lin",
-    r"ffn\.lin1",
-    r"ffn\.lin2",
-    "output_layer_norm",
-)
-_T5 = Roles("SelfAttention|EncDecAttention", "q", "k", "v", "o", "wi|wi_0", "wo")
-_VIT = Roles(
-    r"layers?\.\d+\.attention",
-    **_PROJ,
-    attention_output="o_proj",
-    ffn_input="fc1",
-    ffn_output="fc2",
-)
-
+# The columns are those of `Roles`, in its order.
 ROLES = {
-    kind: roles
-    for kinds, roles in {
-        "gpt2": _GPT2,
-        "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text olmo olmo2 smollm3 granite": _LLAMA,
-        "opt": _OPT,
-        "bert roberta xlm-roberta camembert electra": _BERT,
-        "distilbert": _DISTILBERT,
-        "t5 mt5": _T5,
-        "vit": _VIT,
+    kind: Roles(*row.split())
+    for kinds, row in {
+        "gpt2": r"h\.\d+\.attn c_attn c_attn c_attn attn\.c_proj mlp\.c_fc mlp\.c_proj",
+        "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text olmo olmo2 smollm3 granite": (
+            "self_attn q_proj k_proj v_proj o_proj gate_proj down_proj"
+        ),
+        "opt": "self_attn q_proj k_proj v_proj out_proj fc1 fc2",
+        "bert roberta xlm-roberta camembert electra": (
+            r"attention\.self query key value attention\.output\.dense intermediate\.dense"
+            r" layer\.\d+\.output\.dense layer\.\d+\.output\.LayerNorm"
+        ),
+        "distilbert": (
+            r"layer\.\d+\.attention q_lin k_lin v_lin out_lin ffn\.lin1 ffn\.lin2 output_layer_norm"
+        ),
+        "t5 mt5": "SelfAttention|EncDecAttention q k v o wi|wi_0 wo",
+        "vit": r"layers?\.\d+\.attention q_proj k_proj v_proj o_proj fc1 fc2",
     }.items()
     for kind in kinds.split()
 }
 
 
-def roles_of(model: nn.Module) -> Roles:
+def roles_of(model: nn.Module, instead: str = "target_modules") -> Roles:
     """Return the row of this model's architecture.
+
+    Args:
+        model: a transformers model.
+        instead: the hyper-parameters that do without, for the message.
 
     Raises:
         ValueError: it has none; the message lists those that have.
@@ -102,7 +72,7 @@ def roles_of(model: nn.Module) -> Roles:
     if kind not in ROLES:
         raise ValueError(
             f"No defaults for the architecture {kind!r} ({type(model).__name__}); they are known "
-            f"for {', '.join(sorted(ROLES))}. Give target_modules instead"
+            f"for {', '.join(sorted(ROLES))}. Give {instead} instead"
         )
     return ROLES[kind]
 
@@ -114,14 +84,8 @@ def modules_in_role(model: nn.Module, *patterns: str) -> dict[str, nn.Module]:
         ValueError: an expression matches nothing.
     """
     modules = base_modules(model)
-    found: Mapping[str, nn.Module] = {
-        path: module for path, module in modules.items() if _plays(path, patterns)
-    }
-    for pattern in patterns:
-        if not any(_plays(path, [pattern]) for path in found):
+    ends = {pattern: re.compile(rf"(.*\.)?({pattern})") for pattern in patterns}
+    for pattern, end in ends.items():
+        if not any(map(end.fullmatch, modules)):
             raise ValueError(f"This {type(model).__name__} has no module {pattern!r}")
-    return dict(found)
-
-
-def _plays(path: str, patterns: Iterable[str]) -> bool:
-    return any(re.fullmatch(rf"(.*\.)?({pattern})", path) for pattern in patterns if pattern)
+    return {p: m for p, m in modules.items() if any(end.fullmatch(p) for end in ends.values())}

@@ -11,7 +11,7 @@ Shapes: query (batch, heads, q, d); key and value (batch, KV heads, k, d); mask 
 heads, q, k), boolean (True: may look) or added to the scores; the output (batch, q, heads, d).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from pedagogic_peft.architectures import modules_in_role, roles_of
 from pedagogic_peft.sites import Adaptations
-from pedagogic_peft.targets import find_targets
 
 NAME = "pedagogic_peft"
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -71,29 +70,38 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def find_attentions(
-    model: nn.Module, target_modules: Sequence[str] | str | None = None
-) -> dict[str, nn.Module]:
-    """Return ``{path: attention module}``: the targets, or all self-attentions.
+class AttentionDelta(nn.Module):
+    """A delta with ``attend``, beside an attention module."""
+
+    beside = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        register()  # unpickled, perhaps in another process
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Tell whether this is an attention module of transformers."""
+    return hasattr(module, "is_causal")
+
+
+def find_attentions(model: Any) -> dict[str, nn.Module]:
+    """Return ``{path: attention module}`` of all self-attentions.
 
     In encoder-decoders these are the decoder's, as in Hugging Face PEFT.
 
     Raises:
-        ValueError: a name matches no attention; no names, and the architecture has no row in `ROLES`.
+        ValueError: the architecture has no row in `ROLES`.
     """
-    if target_modules is not None:
-        return find_targets(model, target_modules, lambda module: hasattr(module, "is_causal"))
     found = modules_in_role(model, roles_of(model).attention)
-    if getattr(model.config, "is_encoder_decoder", False):
+    if model.config.is_encoder_decoder:
         return {p: m for p, m in found.items() if "decoder." in p and "EncDec" not in p}
     return found
 
 
-def heads_and_size(model: nn.Module) -> tuple[int, int]:
+def heads_and_size(model: Any) -> tuple[int, int]:
     """Return how many heads the keys and values have (under GQA fewer than queries), and their size."""
-    config: Any = model.config
-    heads = config.num_attention_heads
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
-    return getattr(
-        config, "num_key_value_heads", None
-    ) or heads, size or config.hidden_size // heads
+    return heads, size or config.hidden_size // config.num_attention_heads

@@ -46,30 +46,17 @@ def average(
     check_can_attach(model, name)
     if isinstance(names, str) or not names or any(n not in methods for n in names):
         raise ValueError(f"names={names!r}: expected a list of adaptations of {list(methods)}")
-    method = methods[names[0]]
-    for other in names[1:]:
-        if methods[other] != method:
-            raise ValueError(
-                f"{names[0]!r} and {other!r} have different hyper-parameters: {method} and "
-                f"{methods[other]}"
-            )
+    method, used = methods[names[0]], {n: methods[n] for n in names}
+    if any(other != method for other in used.values()):
+        raise ValueError(f"{list(names)} have different hyper-parameters: {used}")
     shares = [1 / len(names)] * len(names) if weights is None else list(weights)
     if len(shares) != len(names) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise ValueError(
-            f"weights={weights!r}: expected {len(names)} numbers, one for each of {list(names)}, "
-            "whose sum is 1"
-        )
-    found = [
-        tensors_of({p: place.deltas[n] for p, place in sites(model) if n in place.deltas})
-        for n in names
-    ]
-    deltas = method.plan(model)
-    with torch.no_grad():
-        mean = {
-            key: torch.stack(
-                [s * own[key].float() for s, own in zip(shares, found, strict=True)]
-            ).sum(0)
-            for key in found[0]
-        }
+        raise ValueError(f"weights={weights!r}: expected {len(names)} numbers whose sum is 1")
+    deltas = method.build(model)
+    mean = {key: torch.zeros_like(tensor).float() for key, tensor in tensors_of(deltas).items()}
+    for n, share in zip(names, shares, strict=True):
+        own = {path: place.deltas[n] for path, place in sites(model) if n in place.deltas}
+        for key, tensor in tensors_of(own).items():
+            mean[key] += share * tensor.float()
     fill(deltas, mean)
     return install(model, method, name, deltas)

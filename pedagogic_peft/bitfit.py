@@ -7,32 +7,23 @@ Wherever the model adds a bias b, a learned Δb is added besides:
 This is training b itself, but b stays untouched, so that one model can carry several.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.checks import names, targets
-from pedagogic_peft.peft_format import (
-    check_options,
-    check_paths,
-    fill,
-    heads_of,
-    some,
-    tensors_of,
-    with_prefix,
-    without_prefix,
-)
-from pedagogic_peft.sites import TrainedCopy
-from pedagogic_peft.targets import backbone, find_modules, find_targets, is_conv1d, shortest_names
+from pedagogic_peft.method import OwnFormat, hyper
+from pedagogic_peft.peft_format import some
+from pedagogic_peft.targets import backbone, find_targets, is_conv1d
 
-KEY = ".delta_bias"
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
-class BitFit:
+class BitFit(OwnFormat):
     """The hyper-parameters of BitFit.
 
     Args:
@@ -46,64 +37,31 @@ class BitFit:
 
     peft_type: ClassVar[str] = "BITFIT"
 
-    target_modules: Sequence[str] | str | None = None
-    modules_to_save: Sequence[str] = ()
+    target_modules: Sequence[str] | str | None = hyper(None, targets)
+    modules_to_save: Sequence[str] = hyper((), names)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "target_modules", targets("target_modules", self.target_modules))
-        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
+    @staticmethod
+    def can_adapt(module: nn.Module) -> bool:
+        """Tell whether this is a module of a kind that adds a bias, if it has one."""
+        return isinstance(module, (nn.Linear, nn.LayerNorm, *CONVOLUTIONS)) or is_conv1d(module)
 
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
-
-        Raises:
-            ValueError: a name matches nothing; a target has no bias, or no module has one.
-        """
-        saved = find_modules(model, self.modules_to_save)
+    def targets(self, model: nn.Module, without: Iterable[str]) -> dict[str, nn.Module]:
+        """Return ``{path: module}`` of the modules with a bias to train."""
         if self.target_modules is None:
-            own = {module for module in backbone(model) if has_bias(module)}
+            own = {module for module in backbone(model) if _has_bias(module)}
             if not own:
                 raise ValueError(f"{type(model).__name__} has no bias, which BitFit would train")
-            if strange := {type(module).__name__ for module in own if not can_adapt(module)}:
+            if strange := {type(m).__name__ for m in own if not self.can_adapt(m)}:
                 raise ValueError(f"{some(strange)} has a bias of unknown use: give target_modules")
-            places = find_targets(model, ".*", lambda module: module in own, without=saved)
-        else:
-            places = find_targets(model, self.target_modules, can_adapt, without=saved)
-            if without := [path for path, module in places.items() if not has_bias(module)]:
-                raise ValueError(
-                    f"target_modules={self.target_modules!r}: {some(without)} without a bias"
-                )
-        deltas: dict[str, nn.Module] = {p: BiasDelta(m) for p, m in places.items()}
-        return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
+            return find_targets(model, ".*", own.__contains__, without)
+        places = super().targets(model, without)
+        if bare := [path for path, module in places.items() if not _has_bias(module)]:
+            raise ValueError(f"target_modules={self.target_modules!r}: {some(bare)} without a bias")
+        return places
 
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return configuration and tensors, in PEFT's manner; PEFT itself has no such method."""
-        paths = [path for path, delta in deltas.items() if isinstance(delta, BiasDelta)]
-        config = {
-            "target_modules": shortest_names(model, paths),
-            "modules_to_save": list(self.modules_to_save) or None,
-        }
-        return config, with_prefix(tensors_of(deltas))
-
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters and the filled deltas.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        check_options(config, set())
-        tensors = without_prefix(model, tensors)
-        paths = [key.removesuffix(KEY) for key in tensors if key.endswith(KEY)]
-        check_paths(model, config, paths, lambda module: can_adapt(module) and has_bias(module))
-        method = cls(shortest_names(model, paths), heads_of(config, model))
-        deltas = method.plan(model)
-        fill(deltas, tensors)
-        return method, deltas
+    def delta(self, path: str, module: Any) -> nn.Module:
+        """Return the delta for one module."""
+        return BiasDelta(module)
 
 
 class BiasDelta(nn.Module):
@@ -130,14 +88,5 @@ class BiasDelta(nn.Module):
         base.bias.copy_(base.bias + self.delta_bias)
 
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def can_adapt(module: nn.Module) -> bool:
-    """Tell whether this is a module of a kind that adds a bias, if it has one."""
-    return isinstance(module, (nn.Linear, nn.LayerNorm, *CONVOLUTIONS)) or is_conv1d(module)
-
-
-def has_bias(module: nn.Module) -> bool:
-    """Tell whether this has one."""
+def _has_bias(module: nn.Module) -> bool:
     return isinstance(getattr(module, "bias", None), nn.Parameter)

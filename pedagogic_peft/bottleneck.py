@@ -16,44 +16,47 @@ and costs time at inference. Placements differ in which h is read and where the 
   its output (He et al. 2022, arXiv:2110.04366).
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.architectures import modules_in_role, roles_of
-from pedagogic_peft.checks import check_choice, check_positive, check_whole, names, targets
-from pedagogic_peft.peft_format import (
-    check_options,
-    fill,
-    tensors_of,
-    with_prefix,
-    without_prefix,
-)
-from pedagogic_peft.sites import TrainedCopy, layer_of
-from pedagogic_peft.targets import find_modules, find_targets, is_conv1d
+from pedagogic_peft import checks
+from pedagogic_peft.architectures import Roles, modules_in_role, roles_of
+from pedagogic_peft.method import Deltas, OwnFormat, hyper
+from pedagogic_peft.sites import layer_of
+from pedagogic_peft.targets import is_linear, sizes
 
-PLACEMENTS = ("houlsby", "pfeiffer", "parallel")
+# The modules whose outputs change (or, of a norm, the input).
+PLACEMENTS: dict[str, Callable[[Roles], list[str]]] = {
+    "houlsby": lambda roles: [roles.attention_output, roles.ffn_output],
+    "pfeiffer": lambda roles: [roles.ffn_norm or roles.ffn_output],
+    "parallel": lambda roles: [roles.ffn_output],
+}
 NON_LINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
-    "gelu_new": lambda h: F.gelu(h, approximate="tanh"),
+    "gelu_new": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
     "swish": F.silu,
     "tanh": torch.tanh,
     "leakyrelu": F.leaky_relu,
 }
 
-# Makes W_down and W_up from the sizes d and m.
-Maps = Callable[[int, int], tuple[nn.Module, nn.Module]]
+
+def check_layers(what: str, value: Any) -> tuple[int, ...]:
+    """Return the numbers of layers, counted from 0, as a tuple."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{what}={value!r}: expected a list of layer numbers")
+    return tuple(checks.check_whole(what, layer, least=0) for layer in value)
 
 
 @dataclass(frozen=True)
-class BottleneckAdapter:
+class BottleneckAdapter(OwnFormat):
     """The hyper-parameters of bottleneck adapters. They hold no tensors; `attach` makes those.
 
     "houlsby" and "pfeiffer" begin near the identity: the model's outputs change a little when they
@@ -78,112 +81,75 @@ class BottleneckAdapter:
         TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type: ClassVar[str] = "BOTTLENECK"  # Hugging Face PEFT has no such method
+    peft_type: ClassVar[str] = "BOTTLENECK"
 
-    reduction_factor: float = 16
-    bottleneck_size: int | None = None
-    non_linearity: str = "relu"
-    placement: str = "pfeiffer"
-    scaling: float | None = None
-    leave_out: Sequence[int] = ()
-    target_modules: Sequence[str] | str | None = None
-    modules_to_save: Sequence[str] = ()
+    reduction_factor: float = hyper(16, checks.check_positive)
+    bottleneck_size: int | None = hyper(None, checks.check_whole)
+    non_linearity: str = hyper("relu", partial(checks.check_choice, choices=tuple(NON_LINEARITIES)))
+    placement: str = hyper("pfeiffer", partial(checks.check_choice, choices=tuple(PLACEMENTS)))
+    scaling: float | None = hyper(None, checks.check_positive)
+    leave_out: Sequence[int] = hyper((), check_layers)
+    target_modules: Sequence[str] | str | None = hyper(None, checks.targets)
+    modules_to_save: Sequence[str] = hyper((), checks.names)
 
     def __post_init__(self) -> None:
-        check_positive("reduction_factor", self.reduction_factor)
-        if self.bottleneck_size is not None:
-            check_whole("bottleneck_size", self.bottleneck_size)
-        check_choice("non_linearity", self.non_linearity, tuple(NON_LINEARITIES))
-        check_choice("placement", self.placement, PLACEMENTS)
-        if self.scaling is not None:
-            check_positive("scaling", self.scaling)
-        if not isinstance(self.leave_out, list | tuple):
-            raise TypeError(f"leave_out={self.leave_out!r}: expected a list of layer numbers")
-        for layer in self.leave_out:
-            check_whole("leave_out", layer, least=0)
-        object.__setattr__(self, "leave_out", tuple(self.leave_out))
-        object.__setattr__(self, "target_modules", targets("target_modules", self.target_modules))
-        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
+        super().__post_init__()
         if self.target_modules is not None and self.placement == "parallel":
             raise ValueError(
-                f"target_modules={self.target_modules!r}: placement 'parallel' finds the input and "
-                "the output of each feed-forward network by the architecture; leave it None"
+                f"target_modules={self.target_modules!r}: 'parallel' knows its own, leave it None"
             )
 
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
+    def targets(self, model: nn.Module, without: Iterable[str]) -> dict[str, nn.Module]:
+        """Return ``{path: module}`` of the linear maps and LayerNorms where adapters are added.
 
         Raises:
-            ValueError: the architecture is not known, a name or layer number matches nothing, or
-                `modules_to_save` names a module where an adapter sits.
+            ValueError: the architecture is not known; a name or layer number matches nothing.
         """
-        return self.plan_with(model, identity_maps if self.placement == "parallel" else small_maps)
+        if self.target_modules is None:
+            places = modules_in_role(model, *PLACEMENTS[self.placement](roles_of(model)))
+        else:
+            places = super().targets(model, without)
+        layers = dict.fromkeys(map(layer_of, places))
+        if not set(self.leave_out) < layers.keys():
+            raise ValueError(
+                f"leave_out={self.leave_out}: expected some of the layers {list(layers)}, not all"
+            )
+        return {p: module for p, module in places.items() if layer_of(p) not in self.leave_out}
 
-    def plan_with(self, model: nn.Module, maps: Maps) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` with the two maps of each delta made by ``maps(d, m)``."""
-        saved = find_modules(model, self.modules_to_save)
-        places = self._without_left_out(self._places(model, saved))
-        deltas: dict[str, Any] = {p: self._delta(m, maps) for p, m in places.items()}
+    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
+        """Return ``{path: delta}``; with "parallel", also the taps at the networks' inputs."""
+        deltas: dict[str, Any] = super().deltas(model, places)
         if self.placement == "parallel":
-            inputs = self._without_left_out(modules_in_role(model, roles_of(model).ffn_input))
-            joins = list(deltas.values())
-            deltas |= {p: join._tap[0] for p, join in zip(inputs, joins, strict=True)}
-        if twice := deltas.keys() & saved.keys():
-            raise ValueError(f"modules_to_save: adapters sit at {sorted(twice)}: name others")
-        return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
+            found = modules_in_role(model, roles_of(model).ffn_input)
+            inputs = [path for path in found if layer_of(path) not in self.leave_out]
+            deltas |= {p: join._tap[0] for p, join in zip(inputs, deltas.values(), strict=True)}
+        return deltas
 
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the configuration, which is the hyper-parameters, and the tensors."""
-        return asdict(self), with_prefix(tensors_of(deltas))
-
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters and the filled deltas.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        known = {f.name for f in fields(cls)}
-        check_options(config, known)
-        method = cls(**{key: config[key] for key in known & config.keys()})
-        deltas = method.plan(model)
-        fill(deltas, without_prefix(model, tensors))
-        return method, deltas
-
-    def _places(self, model: nn.Module, saved: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        if self.target_modules is not None:
-            return find_targets(model, self.target_modules, is_linear, without=saved)
-        roles = roles_of(model)
-        if self.placement == "houlsby":
-            return modules_in_role(model, roles.attention_output, roles.ffn_output)
-        if self.placement == "pfeiffer":
-            return modules_in_role(model, roles.ffn_norm or roles.ffn_output)
-        return modules_in_role(model, roles.ffn_output)
-
-    def _without_left_out(self, places: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        layers = {layer_of(path) for path in places}
-        if unknown := [layer for layer in self.leave_out if layer not in layers]:
-            there = sorted(layer for layer in layers if layer is not None)
-            raise ValueError(f"leave_out: {unknown} are none of the layers {there}")
-        kept = {p: m for p, m in places.items() if layer_of(p) not in self.leave_out}
-        if not kept:
-            raise ValueError(f"leave_out={self.leave_out}: no layer is left to adapt")
-        return kept
-
-    def _delta(self, module: Any, maps: Maps) -> Any:
-        d = width_of(module)
+    def delta(self, path: str, module: Any) -> nn.Module:
+        """Return the delta for a linear map, or for a LayerNorm."""
+        d = sizes(module)[1] if is_linear(module) else len(module.weight)
         m = self.bottleneck_size or max(1, int(d // self.reduction_factor))
-        default = 4.0 if self.placement == "parallel" else 1.0
-        scaling = default if self.scaling is None else self.scaling
-        parts = (*maps(d, m), self.non_linearity, scaling)
-        if not is_linear(module):
-            return BottleneckBeforeNorm(*parts, module).to(module.weight.device)
-        kind = ParallelBottleneck if self.placement == "parallel" else Bottleneck
-        return kind(*parts).to(module.weight.device)
+        parts = (*self.maps(d, m), self.non_linearity)
+        if self.placement == "parallel":
+            return ParallelBottleneck(*parts, self.scaling or 4.0)
+        if is_linear(module):
+            return Bottleneck(*parts, self.scaling or 1.0)
+        return BottleneckBeforeNorm(module, *parts, self.scaling or 1.0)
+
+    def maps(self, d: int, m: int) -> tuple[nn.Module, nn.Module]:
+        """Return W_down and W_up as they start; the biases are zero.
+
+        "parallel" starts as LoRA: W_down is uniform in ±1/√d, W_up is zero. The others start as
+        Houlsby et al. (section 3.1): Gaussian, standard deviation 0.01, cut off at two of them.
+        """
+        down, up = AdapterLinear(d, m), AdapterLinear(m, d)
+        for linear in (down, up):
+            nn.init.trunc_normal_(linear.weight, std=1e-2, a=-2e-2, b=2e-2)
+            nn.init.zeros_(linear.bias)
+        if self.placement == "parallel":
+            nn.init.uniform_(down.weight, -(d**-0.5), d**-0.5)
+            nn.init.zeros_(up.weight)
+        return down, up
 
 
 class Bottleneck(nn.Module):
@@ -197,8 +163,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, down: nn.Module, up: nn.Module, non_linearity: str, scaling: float):
         super().__init__()
-        self.adapter_down = down  # W_down: (m, d)
-        self.adapter_up = up  # W_up: (d, m)
+        self.adapter_down, self.adapter_up = down, up  # W_down: (m, d), W_up: (d, m)
         self.non_linearity, self.scaling = non_linearity, scaling
 
     def change(self, h: Tensor, frozen: bool = False) -> Tensor:
@@ -211,33 +176,41 @@ class Bottleneck(nn.Module):
         up: Tensor = self.adapter_up(z, frozen)  # (..., m) -> (..., d)
         return self.scaling * up
 
-    def forward(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y + s · W_up f(W_down y), for y: (..., d); x is not read."""
         return y + self.change(y)
 
 
-class BottleneckBeforeNorm(Bottleneck):
-    """Placement "pfeiffer" where a LayerNorm closes the layer, as in BERT; the site is that LayerNorm.
+class BeforeNorm(nn.Module):
+    """Mixed into a delta whose place is the LayerNorm that closes a layer, as in BERT.
 
-    It gets x = feed-forward output + residual. The adapter reads z = LN(x), is added to x, and the
-    same LN normalises the sum: the layer's output becomes LN(x + s · W_up f(W_down z)). As this
-    changes only the site's input, a second adapter reads what the first has left: a stack.
+    The site, that LayerNorm, gets x = feed-forward output + residual. The delta reads z = LN(x),
+    what it makes of z is added to x, and the same LN normalises the sum: the layer's output becomes
+    LN(x + change(z)). As this changes only the site's input, a second delta reads what the first
+    has left: a stack.
 
     Args:
-        down, up, non_linearity, scaling: as in `Bottleneck`.
         norm: the LayerNorm; referred to, not registered as a part of the delta.
+        parts: what the class it is mixed into takes.
     """
 
-    def __init__(
-        self, down: nn.Module, up: nn.Module, non_linearity: str, scaling: float, norm: nn.Module
-    ):
-        super().__init__(down, up, non_linearity, scaling)
+    change: Callable[..., Tensor]
+
+    def __init__(self, norm: nn.Module, *parts: Any):
+        super().__init__(*parts)
         self._norm = (norm,)
 
     def before(self, x: Tensor) -> Tensor:
+        """Return x + change(LN(x)); both are (..., d)."""
         return x + self.change(self._norm[0](x))
 
-    def forward(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y: (..., d), which has the change in it."""
         return y
+
+
+class BottleneckBeforeNorm(BeforeNorm, Bottleneck):
+    """Placement "pfeiffer" at a LayerNorm: LN(x + s · W_up f(W_down LN(x))); see `BeforeNorm`."""
 
 
 class ParallelBottleneck(Bottleneck):
@@ -245,39 +218,37 @@ class ParallelBottleneck(Bottleneck):
 
     h is what the network's first linear map reads, so in architectures that normalise first it is
     the normalised state. Another module, a `Tap`, sits there and remembers h until it is used here.
+
+    Args:
+        parts: as in `Bottleneck`.
     """
 
-    def __init__(self, down: nn.Module, up: nn.Module, non_linearity: str, scaling: float):
-        super().__init__(down, up, non_linearity, scaling)
+    def __init__(self, *parts: Any):
+        super().__init__(*parts)
         self._tap = (Tap(),)
 
-    def forward(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return y + self.change(self._tap[0].take())
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y + s · W_up f(W_down h), for y: (..., d) and the remembered h: (..., d)."""
+        h, self._tap[0].seen = self._tap[0].seen, None
+        return y + self.change(h)
 
 
 class Tap(nn.Module):
-    """Remembers the input of a site until it is asked for it, once; it changes nothing.
+    """Remembers the input of a site until it is used, once; it changes nothing.
 
     Each adaptation has taps of its own. So when the rows of a batch have different adaptations
     (``activate(rows=...)``), each tap sees the same rows as the delta it serves, in the same order.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Tensor | None = None
+    seen: Any = None
 
     def before(self, x: Tensor) -> Tensor:
+        """Return x: (..., d), and remember it."""
         self.seen = x
         return x
 
-    def take(self) -> Tensor:
-        """Return the input of the site and forget it."""
-        seen, self.seen = self.seen, None
-        if seen is None:
-            raise RuntimeError("A parallel adapter ran before its feed-forward network's first map")
-        return seen
-
-    def forward(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y."""
         return y
 
 
@@ -292,39 +263,3 @@ class AdapterLinear(nn.Linear):
 def ready(parameter: Tensor, x: Tensor, frozen: bool) -> Tensor:
     """Return the parameter in the dtype and on the device of x, without gradient if frozen."""
     return (parameter.detach() if frozen else parameter).to(x)
-
-
-def small_maps(d: int, m: int) -> tuple[nn.Module, nn.Module]:
-    """Return W_down and W_up of near-identity adapters, as Houlsby et al. start them (section 3.1).
-
-    Weights are Gaussian with standard deviation 0.01, cut off at two deviations; biases are zero.
-    """
-    maps = AdapterLinear(d, m), AdapterLinear(m, d)
-    for linear in maps:
-        nn.init.trunc_normal_(linear.weight, std=1e-2, a=-2e-2, b=2e-2)
-        nn.init.zeros_(linear.bias)
-    return maps
-
-
-def identity_maps(d: int, m: int) -> tuple[nn.Module, nn.Module]:
-    """Return W_down and W_up of an adapter that begins as the identity: like LoRA's A and B.
-
-    W_down is uniform in ±1/√d; W_up and the biases are zero.
-    """
-    down, up = AdapterLinear(d, m), AdapterLinear(m, d)
-    nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
-    for zero in (down.bias, up.weight, up.bias):
-        nn.init.zeros_(zero)
-    return down, up
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Tell whether this is a linear map, `nn.Linear` or GPT-2's `Conv1D`."""
-    return isinstance(module, nn.Linear) or is_conv1d(module)
-
-
-def width_of(module: Any) -> int:
-    """Return the size of the output of a linear map or a LayerNorm."""
-    if is_conv1d(module):
-        return int(module.nf)
-    return int(module.out_features if is_linear(module) else module.weight.shape[0])

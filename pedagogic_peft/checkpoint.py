@@ -121,7 +121,8 @@ def _method_of(config: Mapping[str, Any]) -> type[Method]:
     """Return the class; to PEFT, DoRA and PiSSA are LoRAs."""
     if config["peft_type"] == LoRA.peft_type:
         return DoRA if config.get("use_dora") else PiSSA if config.get("pissa") else LoRA
-    return METHODS[config["peft_type"]]
+    method: type[Method] = METHODS[config["peft_type"]]
+    return method
 
 
 def _common(model: nn.Module, method: Method) -> dict[str, Any]:

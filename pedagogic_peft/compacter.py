@@ -10,14 +10,17 @@ r (d_in + d_out) numbers, instead of d_in · d_out; r = 1 in the paper.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pedagogic_peft.bottleneck import BottleneckAdapter, ready
-from pedagogic_peft.checks import check_whole
+from pedagogic_peft.bottleneck import NON_LINEARITIES, BottleneckAdapter, ready
+from pedagogic_peft.checks import check_choice, check_positive, check_whole
+from pedagogic_peft.method import Deltas, hyper
 
 
 @dataclass(frozen=True)
@@ -37,37 +40,31 @@ class Compacter(BottleneckAdapter):
 
     peft_type: ClassVar[str] = "COMPACTER"
 
-    reduction_factor: float = 32
-    non_linearity: str = "gelu"
-    placement: str = "houlsby"
-    phm_dim: int = 4
-    phm_rank: int = 1
+    reduction_factor: float = hyper(32, check_positive)
+    non_linearity: str = hyper("gelu", partial(check_choice, choices=tuple(NON_LINEARITIES)))
+    placement: str = hyper("houlsby", partial(check_choice, choices=("houlsby", "pfeiffer")))
+    phm_dim: int = hyper(4, check_whole)
+    phm_rank: int = hyper(1, check_whole)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole("phm_dim", self.phm_dim)
-        check_whole("phm_rank", self.phm_rank)
-        if self.placement == "parallel":
-            raise ValueError("placement='parallel': a Compacter is 'houlsby' or 'pfeiffer'")
-
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
+    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
+        """Return ``{path: delta}`` whose maps share one rule.
 
         Raises:
-            ValueError: as `BottleneckAdapter.plan`; n does not divide d and m.
+            ValueError: n does not divide d and m.
         """
-        rule = PHMRule(self.phm_dim)
-        first = True  # the map that owns the rule: so it is saved and counted once
+        deltas = super().deltas(model, places)
+        maps = [m for delta in deltas.values() for m in delta.modules() if isinstance(m, PHMLinear)]
+        for phm in maps:
+            phm._rule = maps[0]._rule
+        maps[0].rule = maps[0]._rule[0]  # a part of the first: so it is saved and counted once
+        return deltas
 
-        def maps(d: int, m: int) -> tuple[nn.Module, nn.Module]:
-            nonlocal first
-            down = PHMLinear(d, m, rule, self.phm_rank, owns_rule=first)
-            up = PHMLinear(m, d, rule, self.phm_rank)
-            nn.init.zeros_(up.t)
-            first = False
-            return down, up
-
-        return self.plan_with(model, maps)
+    def maps(self, d: int, m: int) -> tuple[nn.Module, nn.Module]:
+        """Return W_down and W_up as they start."""
+        options = PHMRule(self.phm_dim), self.phm_rank
+        down, up = PHMLinear(d, m, *options), PHMLinear(m, d, *options)
+        nn.init.zeros_(up.t)
+        return down, up
 
 
 class PHMRule(nn.Module):
@@ -83,25 +80,24 @@ class PHMLinear(nn.Module):
 
     Args:
         d_in, d_out: sizes of input and output; n must divide both.
-        rule: the shared A; only referred to, unless this map owns it.
+        rule: the shared A; referred to, not registered as a part of this map.
         r: rank of each s_i t_iᵀ.
-        owns_rule: whether the rule is registered as a part of this map.
+
+    Raises:
+        ValueError: n does not divide both sizes.
     """
 
-    def __init__(self, d_in: int, d_out: int, rule: PHMRule, r: int = 1, owns_rule: bool = False):
+    def __init__(self, d_in: int, d_out: int, rule: PHMRule, r: int = 1):
         super().__init__()
         n = len(rule.A)
         if d_in % n or d_out % n:
             raise ValueError(
-                f"phm_dim={n} must divide both sizes of each map, but they are {d_in} and {d_out}: "
-                "choose another phm_dim, bottleneck_size or reduction_factor"
+                f"phm_dim={n} must divide both {d_in} and {d_out}: set bottleneck_size"
             )
         self.s = nn.Parameter(torch.randn(n, r, d_out // n))
         self.t = nn.Parameter(torch.randn(n, r, d_in // n) / math.sqrt(d_in * r))
         self.bias = nn.Parameter(torch.zeros(d_out))
         self._rule = (rule,)
-        if owns_rule:
-            self.rule = rule
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """Return W x + b, (..., d_in) -> (..., d_out); ``frozen`` as in `Bottleneck.change`.
@@ -109,10 +105,9 @@ class PHMLinear(nn.Module):
         With x and y written as matrices X: (n, d_in/n) and Y: (n, d_out/n), row by row,
         (A_i ⊗ s_i t_iᵀ) x is A_i X t_i s_iᵀ.
         """
-        parameters = self._rule[0].A, self.s, self.t, self.bias
-        A, s, t, bias = (ready(p, x, frozen) for p in parameters)
+        A, s, t, b = (ready(p, x, frozen) for p in (self._rule[0].A, self.s, self.t, self.bias))
         X = x.unflatten(-1, (len(A), -1))  # (..., n, d_in/n)
         h = torch.einsum("...bq,irq->...irb", X, t)  # X t_i, for each i and each rank
         h = torch.einsum("iab,...irb->...ira", A, h)  # A_i X t_i
         Y = torch.einsum("...ira,irp->...ap", h, s)  # Σ_i A_i X t_i s_iᵀ: (..., n, d_out/n)
-        return Y.flatten(-2) + bias
+        return Y.flatten(-2) + b

@@ -7,29 +7,30 @@ and z_1, ..., z_N what they would add to it, it adds instead
     Σ_n a_n V z_n,    a = softmax over n of (Q h)ᵀ (K z_n)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.adaptation import adaptations_of
+from pedagogic_peft.bottleneck import BeforeNorm
 from pedagogic_peft.checks import names
-from pedagogic_peft.peft_format import (
-    check_options,
-    fill,
-    tensors_of,
-    with_prefix,
-    without_prefix,
-)
-from pedagogic_peft.sites import TrainedCopy, base_modules, sites
-from pedagogic_peft.targets import find_modules
+from pedagogic_peft.method import OwnFormat, hyper
+from pedagogic_peft.sites import sites
+
+
+def check_adapters(what: str, value: Any) -> tuple[str, ...]:
+    """Return the names of adaptations as a tuple: at least one, each once."""
+    if not names(what, value) or len(set(value)) < len(value):
+        raise ValueError(f"{what}={value!r}: expected different names, at least one")
+    return tuple(value)
 
 
 @dataclass(frozen=True)
-class AdapterFusion:
+class AdapterFusion(OwnFormat):
     """The hyper-parameters of a fusion. Attach it to a model that carries the adapters.
 
     Then it alone is active, and runs the adapters itself. It does not train them: gradients pass
@@ -37,7 +38,7 @@ class AdapterFusion:
     to load it, attach or load the adapters first, under the same names.
 
     Args:
-        adapters: names of attached adaptations, `BottleneckAdapter`s or `Compacter`s of one
+        adapters: names of attached adaptations by `BottleneckAdapter` or `Compacter`, of one
             placement, "houlsby" or "pfeiffer". Layers left out by some are fused of the others.
         modules_to_save: names of modules to train in full, such as a new classification head.
 
@@ -47,59 +48,16 @@ class AdapterFusion:
 
     peft_type: ClassVar[str] = "ADAPTER_FUSION"
 
-    adapters: Sequence[str] = ()
-    modules_to_save: Sequence[str] = ()
+    adapters: Sequence[str] = hyper((), check_adapters)
+    modules_to_save: Sequence[str] = hyper((), names)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "adapters", names("adapters", self.adapters))
-        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
-        if not self.adapters or len(set(self.adapters)) < len(self.adapters):
-            raise ValueError(f"adapters={self.adapters!r}: expected different names, at least one")
-
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
+    def targets(self, model: nn.Module, without: Iterable[str]) -> dict[str, nn.Module]:
+        """Return ``{path: site}`` of the sites with adapters.
 
         Raises:
             ValueError: an adapter is not attached, is no bottleneck adapter, or has another
-                placement than the first; `modules_to_save` names a module where adapters sit.
+                placement than the first.
         """
-        self._check_adapters(model)
-        saved = find_modules(model, self.modules_to_save)
-        modules: dict[str, Any] = {**base_modules(model)}
-        deltas: dict[str, nn.Module] = {}
-        for path, place in sites(model):
-            here = [place.deltas[name] for name in self.adapters if name in place.deltas]
-            if here := [delta for delta in here if hasattr(delta, "change")]:  # no trained copies
-                at_norm = hasattr(here[0], "before")
-                delta = FusionBeforeNorm(here, modules[path]) if at_norm else Fusion(here)
-                deltas[path] = delta.to(modules[path].weight.device)
-        if twice := deltas.keys() & saved.keys():
-            raise ValueError(f"modules_to_save: adapters sit at {sorted(twice)}: name others")
-        return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
-
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the configuration, with the adapters' names, and the fusion's own tensors."""
-        config = {"adapters": self.adapters, "modules_to_save": self.modules_to_save}
-        return config, with_prefix(tensors_of(deltas))
-
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters and the filled deltas.
-
-        Raises:
-            ValueError: as `plan`; the tensors do not fit.
-        """
-        check_options(config, {"adapters"})
-        method = cls(config["adapters"], config.get("modules_to_save") or ())
-        deltas = method.plan(model)
-        fill(deltas, without_prefix(model, tensors))
-        return method, deltas
-
-    def _check_adapters(self, model: nn.Module) -> None:
         methods = adaptations_of(model).methods
         if absent := [name for name in self.adapters if name not in methods]:
             raise ValueError(
@@ -112,6 +70,17 @@ class AdapterFusion:
                 f"adapters: their placements are {placements}, but what can be fused is bottleneck "
                 "adapters of one placement, all 'houlsby' or all 'pfeiffer'"
             )
+        return {path: place for path, place in sites(model) if self._adapters_at(place)}
+
+    def _adapters_at(self, site: Any) -> list[Any]:
+        deltas = [site.deltas[name] for name in self.adapters if name in site.deltas]
+        return [delta for delta in deltas if hasattr(delta, "change")]  # no trained copies
+
+    def delta(self, path: str, module: Any) -> nn.Module:
+        """Return the delta for one site."""
+        here = self._adapters_at(module)
+        at_norm = isinstance(here[0], BeforeNorm)
+        return FusionBeforeNorm(module.base, here) if at_norm else Fusion(here)
 
 
 class Fusion(nn.Module):
@@ -141,24 +110,10 @@ class Fusion(nn.Module):
         a = scores.softmax(dim=-2)  # (..., N, 1)
         return F.linear((a * z).sum(dim=-2), V)
 
-    def forward(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y + V Σ_n a_n z_n, for y: (..., d); x is not read."""
         return y + self.change(y)
 
 
-class FusionBeforeNorm(Fusion):
-    """The same where the adapters sit at the LayerNorm that closes a layer: see BottleneckBeforeNorm.
-
-    Args:
-        adapters: as in `Fusion`.
-        norm: the LayerNorm; referred to, not registered.
-    """
-
-    def __init__(self, adapters: Sequence[Any], norm: nn.Module):
-        super().__init__(adapters)
-        self._norm = (norm,)
-
-    def before(self, x: Tensor) -> Tensor:
-        return x + self.change(self._norm[0](x))
-
-    def forward(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return y
+class FusionBeforeNorm(BeforeNorm, Fusion):
+    """The same where the adapters sit at the LayerNorm that closes a layer; see `BeforeNorm`."""

@@ -6,7 +6,6 @@ tensor is called ``<path in the model>.adapters.<adapter's name>.adapter_down.0.
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,16 @@ from torch import Tensor, nn
 from pedagogic_peft.adaptation import check_can_attach, install
 from pedagogic_peft.architectures import modules_in_role, roles_of
 from pedagogic_peft.bottleneck import BottleneckAdapter, Tap
-from pedagogic_peft.peft_format import check_options, fill, some
+from pedagogic_peft.method import Config, Deltas, Tensors
+from pedagogic_peft.peft_format import check_options, fill
 from pedagogic_peft.sites import layer_of
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "distilbert", "gpt2")
 
-# (mh_adapter, output_adapter, is_parallel, original_ln_before) of each placement.
-PLACEMENTS: dict[tuple[bool, ...], str] = {
+CONFIG, WEIGHTS = "adapter_config.json", ("adapter.safetensors", "pytorch_adapter.bin")
+
+FLAGS = ("mh_adapter", "output_adapter", "is_parallel", "original_ln_before")
+PLACEMENTS: dict[tuple[bool, ...], str] = {  # by the values of the flags
     (False, True, False, True): "pfeiffer",  # there: seq_bn
     (True, True, False, False): "houlsby",  # double_seq_bn
     (False, True, True, False): "parallel",  # par_bn
@@ -68,9 +70,9 @@ def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -
     config, tensors = _read(folder)
     try:
         method = _method(model, config)
-        deltas = method.plan(model)
+        deltas = method.build(model)
         fill(deltas, _our_names(model, deltas, tensors, config.get("name")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from error
     return install(model, method, name, deltas)
 
@@ -78,40 +80,30 @@ def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors.torch import load_file
 
-    file = folder / "adapter_config.json"
-    weights = [folder / "adapter.safetensors", folder / "pytorch_adapter.bin"]
-    there = [f for f in weights if f.is_file()]
-    if not file.is_file() or not there:
-        raise FileNotFoundError(
-            f"{folder} needs adapter_config.json and {' or '.join(f.name for f in weights)}"
-        )
+    there = [folder / f for f in (CONFIG, *WEIGHTS) if (folder / f).is_file()]
+    if len(there) < 2 or there[0].name != CONFIG:
+        raise FileNotFoundError(f"{folder} needs {CONFIG} and {' or '.join(WEIGHTS)}")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if there[0].suffix == ".bin":
-            tensors = torch.load(there[0], map_location="cpu", weights_only=True)
-        else:
-            tensors = load_file(there[0])
+        config = json.loads(there[0].read_text(encoding="utf-8"))
+        if there[1].suffix == ".bin":
+            return config, torch.load(there[1], map_location="cpu", weights_only=True)
+        return config, load_file(there[1])
     except Exception as error:  # safetensors and pickle have exceptions of their own
         raise ValueError(f"{folder}: a file is not whole or not safe: {error}") from error
-    return config, tensors
 
 
-def _method(model: nn.Module, config: Mapping[str, Any]) -> BottleneckAdapter:
+def _method(model: nn.Module, config: Config) -> BottleneckAdapter:
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    options = config.get("config")
     if kind not in ARCHITECTURES:
-        raise ValueError(
-            f"The architecture {kind!r}: adapters of AdapterHub are read for {ARCHITECTURES}"
-        )
-    if not isinstance(options, dict) or options.get("architecture") is not None:
-        what = options.get("architecture") if isinstance(options, dict) else options
+        raise ValueError(f"The architecture {kind!r}: adapters are read for {ARCHITECTURES}")
+    options: Any = config.get("config")
+    what = options.get("architecture") if isinstance(options, dict) else options or "nothing"
+    if what is not None:
         raise ValueError(f"The adapter is {what!r}: only bottleneck adapters are read")
     check_options(options | {"peft_type": "AdapterHub"}, KNOWN, OFF)
-    flags = ("mh_adapter", "output_adapter", "is_parallel", "original_ln_before")
-    values = [bool(options.get(flag, False)) for flag in flags]
-    placement = PLACEMENTS.get(tuple(values))
+    chosen = {flag: bool(options.get(flag, False)) for flag in FLAGS}
+    placement = PLACEMENTS.get(tuple(chosen.values()))
     if placement is None or (kind == "gpt2" and placement != "houlsby"):
-        chosen = dict(zip(flags, values, strict=True))
         raise ValueError(f"{chosen} is a placement not supported here for {kind}")
     return BottleneckAdapter(
         reduction_factor=options["reduction_factor"],
@@ -122,23 +114,15 @@ def _method(model: nn.Module, config: Mapping[str, Any]) -> BottleneckAdapter:
     )
 
 
-def _our_names(
-    model: nn.Module,
-    deltas: Mapping[str, nn.Module],
-    tensors: Mapping[str, Tensor],
-    adapter: str | None,
-) -> dict[str, Tensor]:
+def _our_names(model: nn.Module, deltas: Deltas, tensors: Tensors, adapter: Any) -> Tensors:
     """Return the tensors by their names here: a delta is found by its layer, and its half of it."""
     attention = modules_in_role(model, roles_of(model).attention_output)
     paths = {(layer_of(p), p in attention): p for p, d in deltas.items() if not isinstance(d, Tap)}
-    found, strange = {}, []
+    found = {}
     for key, tensor in tensors.items():
         match = NAME.fullmatch(key)
-        place = (int(match["layer"]), match["block"].startswith("attention")) if match else None
-        if match and match["adapter"] == adapter and place in paths:
-            found[f"{paths[place]}.{match['map']}.{match['kind']}"] = tensor
-        else:
-            strange.append(key)
-    if strange:
-        raise ValueError(f"Tensors without a place in this model: {some(strange)}")
+        place = match and (int(match["layer"]), match["block"].startswith("attention"))
+        if not match or match["adapter"] != adapter or place not in paths:
+            raise ValueError(f"{key} has no place in this model")
+        found[f"{paths[place]}.{match['map']}.{match['kind']}"] = tensor
     return found

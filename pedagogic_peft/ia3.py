@@ -9,41 +9,25 @@ So l_k and l_v sit on the outputs of the key and the value projection, l_ff on t
 map of the feed-forward block. All begin at one, so the start is the model itself, bit for bit.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.architectures import ROLES, Roles, modules_in_role, roles_of
+from pedagogic_peft.architectures import ROLES, modules_in_role, roles_of
 from pedagogic_peft.checks import names, targets
-from pedagogic_peft.peft_format import (
-    check_options,
-    check_paths,
-    fill,
-    heads_of,
-    is_named,
-    tensors_of,
-    with_prefix,
-    without_prefix,
-)
-from pedagogic_peft.sites import TrainedCopy, base_modules
-from pedagogic_peft.targets import (
-    find_modules,
-    find_targets,
-    is_conv1d,
-    is_linear,
-    shortest_names,
-    sizes,
-)
+from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.peft_format import is_named
+from pedagogic_peft.targets import find_targets, is_conv1d, shortest_names, sizes
 
-KNOWN_KEYS = {"fan_in_fan_out", "feedforward_modules", "init_ia3_weights"}
+BOTH = "target_modules, and feedforward_modules ([] if there are none),"
 
 
 @dataclass(frozen=True)
-class IA3:
+class IA3(Method):
     """The hyper-parameters of an (IA)³ adaptation.
 
     Args:
@@ -60,98 +44,59 @@ class IA3:
     """
 
     peft_type: ClassVar[str] = "IA3"
+    IGNORED: ClassVar[str] = "fan_in_fan_out feedforward_modules init_ia3_weights"
+    OFF: ClassVar[Mapping[str, list[Any]]] = {}
+    MARK: ClassVar[str] = "ia3_l"
 
-    target_modules: Sequence[str] | str | None = None
-    feedforward_modules: Sequence[str] | str | None = None
-    modules_to_save: Sequence[str] = ()
+    target_modules: Sequence[str] | str | None = hyper(None, targets)
+    feedforward_modules: Sequence[str] | str | None = hyper(None, targets)
+    modules_to_save: Sequence[str] = hyper((), names)
 
-    def __post_init__(self) -> None:
-        for what in ("target_modules", "feedforward_modules"):
-            object.__setattr__(self, what, targets(what, getattr(self, what)))
-        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
+    def targets(self, model: nn.Module, without: Iterable[str]) -> dict[str, nn.Module]:
+        """Return ``{path: module}`` of the linear maps that get a vector."""
+        if self.target_modules is not None:
+            return super().targets(model, without)
+        roles = roles_of(model, BOTH)
+        own = set(modules_in_role(model, roles.key, roles.value, roles.ffn_output).values())
+        return find_targets(model, ".*", own.__contains__, without)
 
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
-
-        Raises:
-            ValueError: a name matches nothing, or no linear map; the architecture has no defaults.
-        """
-        return self._plan(model, _query_rows(model) if self.target_modules is None else {})
-
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return PEFT's configuration and tensors (under ``save``: see there)."""
-        outputs = {p: d for p, d in deltas.items() if isinstance(d, IA3Output)}
-        inputs = [p for p, d in deltas.items() if isinstance(d, IA3Input)]
-        modules = base_modules(model)
-        config = {
-            **_names_of(model, outputs, inputs),
-            "modules_to_save": list(self.modules_to_save) or None,
-            "fan_in_fan_out": any(is_conv1d(modules[path]) for path in [*outputs, *inputs]),
+    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
+        """Return ``{path: delta}`` for the modules to adapt."""
+        inputs, queries = self._inputs(model, places), _queries(model)
+        whole = self.target_modules is not None
+        return {
+            path: IA3Input(sizes(module)[0])
+            if path in inputs
+            else IA3Output(sizes(module)[1], queries.get(path, 0), whole)
+            for path, module in places.items()
         }
-        whole = {f"{path}.ia3_l": delta.whole() for path, delta in outputs.items()}
-        return config, with_prefix(tensors_of(deltas) | whole)
 
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters and the filled deltas.
-
-        The shape of a vector says what it scales. A fused projection whose queries are all scaled by
-        exactly one was trained without them, and is so again.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        check_options(config, KNOWN_KEYS)
-        tensors = without_prefix(model, tensors)
-        vectors = {
-            key.removesuffix(".ia3_l"): t for key, t in tensors.items() if key.endswith(".ia3_l")
-        }
-        check_paths(model, config, vectors, is_linear)
-        modules = base_modules(model)
-        inputs = [p for p, t in vectors.items() if tuple(t.shape) == (1, sizes(modules[p])[0])]
-        method = cls(
-            **_names_of(model, vectors.keys() - set(inputs), inputs),
-            modules_to_save=heads_of(config, model),
-        )
-        fixed = {p: n for p, n in _query_rows(model).items() if _is_one(vectors.get(p), n)}
-        deltas = method._plan(model, fixed)
-        fill(deltas, tensors | {f"{p}.ia3_l": vectors[p][n:] for p, n in fixed.items()})
-        return method, deltas
-
-    def _plan(self, model: nn.Module, fixed: Mapping[str, int]) -> dict[str, nn.Module]:
-        """``fixed``: how many of the first rows of an output stay as they are."""
-        saved = find_modules(model, self.modules_to_save)
-        if self.target_modules is None:
-            roles = _roles(model)
-            own = set(modules_in_role(model, roles.key, roles.value, roles.ffn_output).values())
-            places = find_targets(model, ".*", lambda module: module in own, without=saved)
-        else:
-            places = find_targets(model, self.target_modules, is_linear, without=saved)
-        inputs = self._inputs(model, places)
-        deltas: dict[str, nn.Module] = {}
-        module: Any
-        for path, module in places.items():
-            d_in, d_out = sizes(module)
-            delta = IA3Input(d_in) if path in inputs else IA3Output(d_out, fixed.get(path, 0))
-            deltas[path] = delta.to(module.weight.device)
-        return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
-
-    def _inputs(self, model: nn.Module, places: Collection[str]) -> set[str]:
+    def _inputs(self, model: nn.Module, places: Collection[str]) -> Collection[str]:
         """Return the paths whose input is scaled."""
-        if self.feedforward_modules is None:
-            return set(modules_in_role(model, _roles(model).ffn_output)).intersection(places)
         given = self.feedforward_modules
-        found = {path for path in places if is_named(given, path)}
+        if given is None:
+            return modules_in_role(model, roles_of(model, BOTH).ffn_output)
         for name in [given] if isinstance(given, str) else given:
             if not any(is_named(given if name is given else [name], path) for path in places):
-                raise ValueError(
-                    f"feedforward_modules: {name!r} matches none of the targets {list(places)}"
-                )
-        return found
+                where = f"none of the targets {list(places)}"
+                raise ValueError(f"feedforward_modules: {name!r} matches {where}")
+        return [path for path in places if is_named(given, path)]
+
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return PEFT's configuration and tensors; a vector is as long as its map's output."""
+        config, tensors = super().to_peft(model, deltas)
+        kinds = [[p for p, d in deltas.items() if isinstance(d, k)] for k in (IA3Output, IA3Input)]
+        return config | _names_of(model, *kinds), tensors
+
+    @classmethod
+    def read(
+        cls, model: nn.Module, config: Config, tensors: Tensors, paths: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return the hyper-parameters. The shape of a vector says what it scales."""
+        # That of an input is (1, d_in), that of an output (d_out, 1).
+        inputs = [p for p in paths if tensors[f"{p}.ia3_l"].shape[1:].numel() > 1]
+        found = super().read(model, config, tensors, paths)
+        return found | _names_of(model, set(paths).difference(inputs), inputs)
 
 
 class IA3Output(nn.Module):
@@ -159,17 +104,31 @@ class IA3Output(nn.Module):
 
     Args:
         d_out: size of the output.
-        fixed: how many of the first entries are not scaled: the queries of a fused projection.
+        queries: how many of the first entries are queries: those of a fused projection.
+        scale_queries: whether these are scaled too.
     """
 
-    def __init__(self, d_out: int, fixed: int = 0):
+    def __init__(self, d_out: int, queries: int = 0, scale_queries: bool = True):
         super().__init__()
-        self.fixed = fixed
-        self.ia3_l = nn.Parameter(torch.ones(d_out - fixed, 1))
+        self.d_out, self.queries = d_out, queries
+        self.ia3_l = nn.Parameter(torch.ones(d_out if scale_queries else d_out - queries, 1))
 
     def whole(self) -> Tensor:
-        """Return the vector for the whole output, ones for the fixed entries: (d_out, 1)."""
-        return F.pad(self.ia3_l, (0, 0, self.fixed, 0), value=1.0)
+        """Return the vector for the whole output, ones for what is not scaled: (d_out, 1)."""
+        return F.pad(self.ia3_l, (0, 0, self.d_out - len(self.ia3_l), 0), value=1.0)
+
+    def export(self) -> dict[str, Tensor]:
+        """Return the vector for the whole output."""
+        return {"ia3_l": self.whole()}
+
+    def take(self, tensors: Tensors) -> None:
+        """Take the values of what `export` returned.
+
+        Queries that are all scaled by exactly one were not trained, and are not trained again.
+        """
+        l = tensors["ia3_l"]
+        fixed = self.queries if (l[: self.queries] == 1).all() else 0
+        self.ia3_l = nn.Parameter(l[fixed:].to(self.ia3_l, copy=True))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return l ⊙ y, for y: (..., d_out)."""
@@ -210,14 +169,7 @@ class IA3Input(nn.Module):
         base.weight.copy_(base.weight * (self.ia3_l.T if is_conv1d(base) else self.ia3_l))
 
 
-def _roles(model: nn.Module) -> Roles:
-    try:
-        return roles_of(model)
-    except ValueError as error:
-        raise ValueError(f"{error}, and feedforward_modules ([] if there are none)") from None
-
-
-def _query_rows(model: nn.Module) -> dict[str, int]:
+def _queries(model: nn.Module) -> dict[str, int]:
     """Return how many rows of each fused projection are queries; keys and values follow them."""
     roles = ROLES.get(getattr(getattr(model, "config", None), "model_type", ""))
     if roles is None or roles.query != roles.key:
@@ -226,14 +178,10 @@ def _query_rows(model: nn.Module) -> dict[str, int]:
     return {path: d_out - 2 * d_in for path, (d_in, d_out) in shapes.items()}
 
 
-def _is_one(vector: Tensor | None, rows: int) -> bool:
-    return vector is not None and bool((vector[:rows] == 1).all())
-
-
 def _names_of(
-    model: nn.Module, outputs: Collection[str], inputs: Collection[str]
+    model: nn.Module, outputs: Iterable[str], inputs: Iterable[str]
 ) -> dict[str, list[str]]:
     """Return names for both; PEFT wants the second list to be part of the first, word for word."""
-    feedforward = shortest_names(model, sorted(inputs))
-    both = sorted(shortest_names(model, sorted(outputs)) + feedforward)
+    feedforward = shortest_names(model, list(inputs))
+    both = sorted(shortest_names(model, list(outputs)) + feedforward)
     return {"target_modules": both, "feedforward_modules": feedforward}

@@ -193,7 +193,7 @@ class LoRA(Method):
         """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
         found = super().read(model, config, tensors, paths)
         if config.get(cls.FOLDED):
-            return found | config[cls.FOLDED]
+            return found | dict(config[cls.FOLDED])
         keys = {
             p: k
             for p in paths
@@ -219,15 +219,17 @@ class LoRALinear(nn.Module):
 
     Args:
         d_in, d_out: sizes of the linear map's input and output.
-        r, alpha, dropout, use_rslora: as in `LoRA`.
+        r, alpha, dropout, rslora: as in `LoRA`, where the last is `use_rslora`.
     """
 
-    def __init__(self, d_in: int, d_out: int, r=8, alpha=16, dropout=0.0, use_rslora=False):
+    def __init__(
+        self, d_in: int, d_out: int, r: int, alpha: float, dropout: float = 0, rslora: bool = False
+    ):
         super().__init__()
         self.lora_A = nn.Linear(d_in, r, bias=False)  # A: (r, d_in)
         self.lora_B = nn.Linear(r, d_out, bias=False)  # B: (d_out, r)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
-        self.scaling = alpha / (math.sqrt(r) if use_rslora else r)
+        self.scaling = alpha / (math.sqrt(r) if rslora else r)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
@@ -242,7 +244,7 @@ class LoRALinear(nn.Module):
         return self.scaling * (self.lora_B.weight.float() @ self.lora_A.weight.float())
 
     @torch.no_grad()
-    def merge_into(self, base: nn.Module) -> None:
+    def merge_into(self, base: Any) -> None:
         """Add ΔW to the base's weight: summed in float32 (at least), then rounded once."""
         delta = self.delta_weight()
         base.weight.copy_(base.weight + (delta.T if is_conv1d(base) else delta))
@@ -295,7 +297,8 @@ class LoRAParts(nn.Module):
         """Return ΔW: (3 d, d), in float32."""
         first = next(iter(self.parts.values()))
         A, B = self.export().values()
-        return first.scaling * (B.float() @ A.float())
+        scaling: float = first.scaling
+        return scaling * (B.float() @ A.float())
 
     merge_into = LoRALinear.merge_into
 

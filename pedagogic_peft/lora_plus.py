@@ -17,7 +17,7 @@ from pedagogic_peft.lora import LoRAEmbedding, LoRALinear
 def lora_plus_groups(
     model: nn.Module, lr: float, ratio: float = 16, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Return parameter groups for an optimiser of torch, of all that requires a gradient.
+    """Return parameter groups for an optimiser of torch, of all that requires a gradient::
 
         optimizer = torch.optim.AdamW(lora_plus_groups(model, lr=2e-4))
         train(model, examples, steps=1000, optimizer=optimizer)
@@ -35,24 +35,20 @@ def lora_plus_groups(
         weight_decay: of both groups.
 
     Returns:
-        The slow group and the fast one: dicts with "params", "lr" and "weight_decay".
+        The slow group, then the fast one, as dicts with "params", "lr" and "weight_decay".
 
     Raises:
         ValueError: the model has no LoRA that is trained; a value is out of range.
     """
     check_positive("lr", lr)
     check_positive("ratio", ratio)
-    linear = [m.lora_B.weight for m in model.modules() if isinstance(m, LoRALinear)]
-    tables = [m.lora_embedding_A for m in model.modules() if isinstance(m, LoRAEmbedding)]
+    fast = {m.lora_B.weight for m in model.modules() if isinstance(m, LoRALinear)}
+    fast |= {m.lora_embedding_A for m in model.modules() if isinstance(m, LoRAEmbedding)}
     trained = [p for p in model.parameters() if p.requires_grad]
-    fast_ones = {*linear, *tables}
-    fast = [p for p in trained if p in fast_ones]
-    if not fast:
-        raise ValueError(
-            f"This {type(model).__name__} has no LoRA that is trained: attach one before LoRA+"
-        )
-    slow = [p for p in trained if p not in fast_ones]
+    if not fast.intersection(trained):
+        raise ValueError(f"This {type(model).__name__} has no LoRA that is trained: attach one")
+    slow, quick = [p for p in trained if p not in fast], [p for p in trained if p in fast]
     return [
         {"params": slow, "lr": lr, "weight_decay": weight_decay},
-        {"params": fast, "lr": lr * ratio, "weight_decay": weight_decay},
+        {"params": quick, "lr": lr * ratio, "weight_decay": weight_decay},
     ]

@@ -7,11 +7,14 @@ the checkpoints of Hugging Face PEFT (`KEYS`, `MARK`). The rest is here.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from typing import Any, ClassVar, Self, cast
 
+import torch
 from torch import Tensor, nn
 
+from pedagogic_peft.checks import check_optional
 from pedagogic_peft.peft_format import (
     check_options,
     check_paths,
@@ -22,7 +25,14 @@ from pedagogic_peft.peft_format import (
     without_prefix,
 )
 from pedagogic_peft.sites import TrainedCopy, base_modules
-from pedagogic_peft.targets import find_modules, find_targets, is_conv1d, is_linear, shortest_names
+from pedagogic_peft.targets import (
+    find_modules,
+    find_targets,
+    inside,
+    is_conv1d,
+    is_linear,
+    shortest_names,
+)
 
 Config = Mapping[str, Any]
 Deltas = dict[str, nn.Module]  # path of a module -> its delta
@@ -30,10 +40,19 @@ Tensors = Mapping[str, Tensor]
 
 
 def hyper(default: Any, check: Callable[[str, Any], Any]) -> Any:
-    """Declare a hyper-parameter: its default, and the check (of `checks`) that returns its value."""
+    """Declare a hyper-parameter: its default, and the check (of `checks`) that returns its value.
+
+    One whose default is None may be None.
+    """
     if isinstance(default, dict):
         return field(default_factory=dict, metadata={"check": check})
+    check = partial(check_optional, check=check) if default is None else check
     return field(default=default, metadata={"check": check})
+
+
+def same_keys(**defaults: Any) -> dict[str, tuple[str, Any]]:
+    """Return the `KEYS` of hyper-parameters that PEFT calls the same, from PEFT's defaults."""
+    return {name: (name, default) for name, default in defaults.items()}
 
 
 @dataclass(frozen=True)
@@ -54,8 +73,9 @@ class Method:
     OFF: ClassVar[Mapping[str, list[Any]]] = {"bias": ["none"]}
     MARK: ClassVar[str] = ""
 
-    target_modules: ClassVar[Sequence[str] | str | None] = None
-    modules_to_save: ClassVar[Sequence[str]] = ()
+    # Not annotated, so no fields: a method that has these hyper-parameters declares them.
+    target_modules = cast("Sequence[str] | str | None", None)
+    modules_to_save = cast(Sequence[str], ())
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -92,8 +112,11 @@ class Method:
         places = self.targets(model, saved)
         modules = base_modules(model)
         deltas = self.deltas(model, places)
+        if lost := [path for path in deltas if inside(path, saved)]:
+            raise ValueError(f"modules_to_save: adapters sit at {lost}: name others")
         for path, delta in deltas.items():
-            delta.to(next(modules[path].parameters()).device)
+            own = next(modules[path].parameters(), torch.empty(0))  # a module of RoPE has none
+            delta.to(own.device)
         return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
 
     def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -104,8 +127,9 @@ class Method:
             "target_modules": shortest_names(model, paths),
             "modules_to_save": list(self.modules_to_save) or None,
             "fan_in_fan_out": any(is_conv1d(modules[path]) for path in paths),
-            "bias": "none",
         }
+        if "bias" in self.OFF:
+            config["bias"] = "none"
         return config, with_prefix(tensors_of(deltas))
 
     @classmethod
@@ -133,3 +157,25 @@ class Method:
         found = {name: config.get(key, default) for name, (key, default) in cls.KEYS.items()}
         found["target_modules"] = shortest_names(model, list(paths))
         return found | {"modules_to_save": heads_of(config, model)}
+
+
+class OwnFormat(Method):
+    """A method PEFT does not have: its checkpoint's configuration is its hyper-parameters."""
+
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the hyper-parameters and the tensors."""
+        return asdict(self), with_prefix(tensors_of(deltas))
+
+    @classmethod
+    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
+        """Return the hyper-parameters of a checkpoint and ``{path: delta}`` with its tensors.
+
+        Raises:
+            ValueError: an option is not supported, or the tensors do not fit the model.
+        """
+        known = {f.name for f in fields(cls)}
+        check_options(config, known)
+        method = cls(**{name: config[name] for name in known & config.keys()})
+        deltas = method.build(model)
+        fill(deltas, without_prefix(model, tensors))
+        return method, deltas

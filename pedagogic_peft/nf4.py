@@ -3,7 +3,7 @@ arXiv:2305.14314, section 3).
 
 Trained weights are nearly normal, so the 16 values that 4 bits can name are quantiles of the normal
 distribution. The weight is cut into blocks of 64; each is divided by its largest magnitude (absmax)
-and every entry replaced by the nearest of the 16. The absmax are quantised in turn.
+and every entry replaced by the nearest of the 16. The absmax are quantised in turn::
 
     quantize_nf4(model)           # the frozen base shrinks
     attach(model, LoRA(r=8))      # QLoRA: A and B stay in float32
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.checks import check_flag, check_whole, targets
 from pedagogic_peft.sites import outline, sites, swap
-from pedagogic_peft.targets import find_targets, is_conv1d, is_linear
+from pedagogic_peft.targets import find_targets, is_conv1d
 
 ABSMAX_BLOCK = 256  # blocks whose absmax are quantised together
 
@@ -50,18 +50,17 @@ def quantize_nf4(
         ValueError: nothing matches; a weight is not floating-point or not finite; a bad block size.
         RuntimeError: the model carries adaptations.
     """
-    check_whole("block_size", block_size, least=2)
-    if block_size % 2:
+    if check_whole("block_size", block_size, least=2) % 2:
         raise ValueError(f"block_size={block_size}: expected an even number, two codes fill a byte")
     check_flag("double_quant", double_quant)
-    _refuse_adapted(model, "quantize_nf4")
-    wanted = targets("target_modules", target_modules)
-    found = find_targets(model, "all-linear" if wanted is None else wanted, _can_quantise)
-    module: Any
+    _refuse_adapted(model)
+    wanted = targets("target_modules", "all-linear" if target_modules is None else target_modules)
+    found = find_targets(model, wanted, _can_quantise)
     for path, module in found.items():
-        if not module.weight.is_floating_point():
-            raise ValueError(f"{path}.weight is {module.weight.dtype}: expected floating-point")
-        if not module.weight.isfinite().all():
+        weight: Any = module.weight
+        if not weight.is_floating_point():
+            raise ValueError(f"{path}.weight is {weight.dtype}: expected floating-point")
+        if not weight.isfinite().all():
             raise ValueError(f"{path}.weight is not finite everywhere: it cannot be quantised")
     swap(model, {base: NF4Linear(base, block_size, double_quant) for base in found.values()})
     return model
@@ -73,8 +72,8 @@ def dequantize_nf4(model: nn.Module) -> nn.Module:
     Raises:
         RuntimeError: the model carries adaptations.
     """
-    _refuse_adapted(model, "dequantize_nf4")
-    quantised = [module for module in outline(model).values() if isinstance(module, NF4Linear)]
+    _refuse_adapted(model)
+    quantised = (module for module in outline(model).values() if isinstance(module, NF4Linear))
     swap(model, {module: module.unquantised() for module in quantised})
     return model
 
@@ -87,20 +86,18 @@ def nf4_code() -> Tensor:
     from the middle up, which share the exact zero in the middle; divided by the largest. The
     outermost probability is that of the authors' code.
     """
-    probabilities = [
-        torch.linspace(0.5, 0.9677083, n, dtype=torch.float64, device="cpu") for n in (8, 9)
-    ]
-    down, up = map(torch.special.ndtri, probabilities)
-    code: Tensor = torch.cat([-down[1:].flip(0), up]) / up[-1]
-    return code.float()
+    down, up = (
+        torch.special.ndtri(torch.linspace(0.5, 0.9677083, n, dtype=torch.float64, device="cpu"))
+        for n in (8, 9)
+    )
+    return torch.cat([-down[1:].flip(0), up]).div(up[-1]).float()
 
 
 @cache
 def _values_of_bytes(device: torch.device) -> Tensor:
     """Return the two values that each byte stands for: (256, 2)."""
     byte = torch.arange(256, device="cpu")
-    values: Tensor = nf4_code()[torch.stack([byte // 16, byte % 16], dim=1)]
-    return values.to(device)
+    return nf4_code()[torch.stack([byte // 16, byte % 16], dim=1)].to(device)
 
 
 def quantise(weight: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
@@ -145,27 +142,21 @@ class NF4Linear(nn.Linear):
         block_size, double_quant: as in `quantize_nf4`.
     """
 
-    codes: nn.Parameter
     absmax: Tensor
     absmax_scale: Tensor | None
     absmax_mean: Tensor | None
-    dtype: torch.dtype
 
     def __init__(self, base: Any, block_size: int = 64, double_quant: bool = True):
         nn.Module.__init__(self)  # nn.Linear's own would make a weight
-        self.was_conv1d = is_conv1d(base)
-        weight = base.weight.T if self.was_conv1d else base.weight
+        self.kind: Any = type(base) if is_conv1d(base) else nn.Linear
+        weight = base.weight.T if is_conv1d(base) else base.weight
         self.out_features, self.in_features = weight.shape
         self.dtype, self.training = weight.dtype, base.training
         codes, absmax = quantise(weight, block_size)
-        scale = mean = None
-        if double_quant:
-            absmax, scale, mean = quantise_absmax(absmax)
-        self.codes = nn.Parameter(codes, requires_grad=False)
-        self.register_buffer("absmax", absmax)
-        self.register_buffer("absmax_scale", scale)
-        self.register_buffer("absmax_mean", mean)
-        self.bias = base.bias
+        of_absmax = quantise_absmax(absmax) if double_quant else (absmax, None, None)
+        for name, buffer in zip(("", "_scale", "_mean"), of_absmax, strict=True):
+            self.register_buffer("absmax" + name, buffer)
+        self.codes, self.bias = nn.Parameter(codes, requires_grad=False), base.bias
 
     @torch.no_grad()
     def dequantise(self) -> Tensor:
@@ -176,8 +167,8 @@ class NF4Linear(nn.Linear):
             absmax = absmax * scale + self.absmax_mean
         values = F.embedding(self.codes.int(), _values_of_bytes(self.codes.device))
         blocks = values.view(len(absmax), -1) * absmax[:, None]  # (blocks, block_size)
-        entries = blocks.flatten()[: self.out_features * self.in_features]
-        return entries.view(self.out_features, self.in_features)
+        d_out, d_in = self.out_features, self.in_features
+        return blocks.flatten()[: d_out * d_in].view(d_out, d_in)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -191,15 +182,12 @@ class NF4Linear(nn.Linear):
 
     def unquantised(self) -> nn.Module:
         """Return an ordinary linear map with the dequantised weight."""
+        W = self.weight if self.kind is nn.Linear else self.weight.T.contiguous()
         with torch.device("meta"):  # its own weight is never made
-            if self.was_conv1d:
-                from transformers.pytorch_utils import Conv1D
-
-                plain: nn.Module = Conv1D(self.out_features, self.in_features)
-            else:
-                plain = nn.Linear(self.in_features, self.out_features, bias=False)
-        plain.weight = nn.Parameter(self.weight.T.contiguous() if self.was_conv1d else self.weight)
-        plain.bias = self.bias
+            plain: nn.Module = self.kind(
+                *W.T.shape
+            )  # nn.Linear(d_in, d_out), but Conv1D(d_out, d_in)
+        plain.weight, plain.bias = nn.Parameter(W), self.bias
         return plain.train(self.training)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NF4Linear":
@@ -231,10 +219,9 @@ class _Product(torch.autograd.Function):
 
 
 def _can_quantise(module: nn.Module) -> bool:
-    plain = is_conv1d(module) or type(module).forward is nn.Linear.forward
-    return is_linear(module) and plain
+    return is_conv1d(module) or type(module).forward is nn.Linear.forward
 
 
-def _refuse_adapted(model: nn.Module, verb: str) -> None:
-    if next(sites(model), None) is not None:
-        raise RuntimeError(f"{verb}: the model carries adaptations; quantise first, then attach")
+def _refuse_adapted(model: nn.Module) -> None:
+    if any(sites(model)):
+        raise RuntimeError("The model carries adaptations: detach (quantise first, then attach)")

@@ -55,8 +55,8 @@ def exported(delta: Any) -> dict[str, Tensor]:
 
     A delta whose own tensors are others has ``export()``, and ``take(tensors)`` to read them.
     """
-    body = delta.module if isinstance(delta, TrainedCopy) else delta
-    own: dict[str, Tensor] = body.export() if hasattr(body, "export") else body.state_dict()
+    body: Any = delta.module if isinstance(delta, TrainedCopy) else delta
+    own = body.export() if hasattr(body, "export") else body.state_dict()
     return {key: tensor.detach() for key, tensor in own.items()}
 
 

@@ -13,7 +13,8 @@ The delta stands beside the attention module and acts in its attention function 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,37 +22,42 @@ from torch import Tensor, nn
 
 from pedagogic_peft.attention import (
     Attend,
+    AttentionDelta,
     check_can_take_over,
     find_attentions,
     heads_and_size,
-    register,
+    is_attention,
 )
-from pedagogic_peft.checks import check_choice, check_flag, check_whole, names, targets
-from pedagogic_peft.peft_format import check_options, fill, heads_of, tensors_of
+from pedagogic_peft.checks import (
+    check_choice,
+    check_flag,
+    check_optional,
+    check_whole,
+    names,
+    targets,
+)
+from pedagogic_peft.method import Config, Deltas, hyper
 from pedagogic_peft.prompt_tuning import (
-    COMMON_PROMPT_KEYS,
     Args,
     Kwargs,
+    PromptMethod,
     by_name,
     check_fits,
-    from_file,
-    is_encoder_decoder,
     position_limit,
-    take,
-    to_file,
 )
-from pedagogic_peft.sites import TrainedCopy, base_modules
-from pedagogic_peft.targets import find_modules
+from pedagogic_peft.sites import base_modules
 
-PREFIX_KEYS = COMMON_PROMPT_KEYS | set(
-    "encoder_hidden_size init_weights prefix_projection shift_positions".split()
-)
 # The modules that turn positions into vectors or angles.
 POSITIONS = re.compile(r"(.*\.)?(wpe|position_embeddings|embed_positions|rotary_emb)")
 
 
+def check_start(what: str, value: Any) -> Any:
+    """Return "normal", which is None in PEFT's checkpoints, or "zero"."""
+    return check_choice(what, "normal" if value is None else value, ("normal", "zero"))
+
+
 @dataclass(frozen=True)
-class PrefixTuning:
+class PrefixTuning(PromptMethod):
     """The hyper-parameters of prefix tuning.
 
     Unlike LoRA it changes the model's output from the start: whatever its values, a prefix takes a
@@ -77,122 +83,86 @@ class PrefixTuning:
     """
 
     peft_type: ClassVar[str] = "PREFIX_TUNING"
+    PLAIN: ClassVar[dict[str, Any]] = {"prefix_projection": False}
 
-    num_virtual_tokens: int = 20
-    prefix_projection: bool = False
-    encoder_hidden_size: int | None = None
-    init_weights: str = "normal"
-    shift_positions: bool = True
-    target_modules: Sequence[str] | str | None = None
-    modules_to_save: Sequence[str] = ()
+    can_adapt = staticmethod(is_attention)
 
-    def __post_init__(self) -> None:
-        check_whole("num_virtual_tokens", self.num_virtual_tokens)
-        check_flag("prefix_projection", self.prefix_projection)
-        if self.encoder_hidden_size is not None:
-            check_whole("encoder_hidden_size", self.encoder_hidden_size)
-        check_choice("init_weights", self.init_weights, ("normal", "zero"))
-        check_flag("shift_positions", self.shift_positions)
-        object.__setattr__(self, "target_modules", targets("target_modules", self.target_modules))
-        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
+    num_virtual_tokens: int = hyper(20, check_whole)
+    prefix_projection: bool = hyper(False, check_flag)
+    encoder_hidden_size: int | None = hyper(None, partial(check_optional, check=check_whole))
+    init_weights: str = hyper("normal", check_start)
+    shift_positions: bool = hyper(True, check_flag)
+    target_modules: Sequence[str] | str | None = hyper(None, targets)
+    modules_to_save: Sequence[str] = hyper((), names)
 
-    def plan(self, model: Any) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
+    def targets(self, model: nn.Module, without: Any) -> dict[str, nn.Module]:
+        """Return ``{path: module}`` of the attentions.
 
         Raises:
             ValueError: a name matches no attention; the model does not use the attention interface,
                 or uses it with another function than "sdpa" or "eager".
         """
         check_can_take_over(model)
-        attentions = find_attentions(model, self.target_modules)
+        if self.target_modules is None:
+            return find_attentions(model)
+        return super(PromptMethod, self).targets(model, without)
+
+    def deltas(self, model: Any, places: Mapping[str, nn.Module]) -> Deltas:
+        """Return ``{path: delta}``: the prefixes, and the shifts of positions."""
         (heads, size), n = heads_and_size(model), self.num_virtual_tokens
         width = self.encoder_hidden_size or model.config.hidden_size
         network = PrefixNetwork(n, heads * size, width) if self.prefix_projection else None
-        deltas: dict[str, nn.Module] = {}
+        deltas: Deltas = {}
         table = None  # T5: the first layer's table of position biases serves all layers of a stack
         for path, module in base_modules(model).items():
             if self.shift_positions and hasattr(module, "relative_attention_bias"):
                 table = module
-            if path in attentions:
+            if path in places:
                 own_table = None if "EncDec" in path else table
-                delta = Prefix((n, 2, heads, size), self.init_weights, network, own_table)
-                if network is not None and path == next(iter(attentions)):
-                    delta.network = network  # registered once
-                deltas[path] = delta.to(next(module.parameters()).device)
+                deltas[path] = Prefix((n, 2, heads, size), self.init_weights, network, own_table)
             if self.shift_positions and POSITIONS.fullmatch(path):
                 deltas[path] = PositionShift(module, n, position_limit(model))
-        return deltas | {
-            p: TrainedCopy(m) for p, m in find_modules(model, self.modules_to_save).items()
-        }
+        if network is not None:
+            deltas[next(iter(places))].network = network  # registered once
+        return deltas
 
-    def to_peft(
-        self, model: Any, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_peft(self, model: Any, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return PEFT's configuration and tensors: keys and values, and for us the network as well.
 
         What PEFT cannot compute (other targets, positions not shifted, encoder-decoders: see
-        `from_peft`) has a tensor of another name than PEFT reads, so that PEFT refuses the file.
+        `split`) has a tensor of another name than PEFT reads, so that PEFT refuses the file.
         """
-        prefixes = {path: delta for path, delta in deltas.items() if isinstance(delta, Prefix)}
-        stacked = torch.stack([delta.keys_and_values() for delta in prefixes.values()], dim=1)
-        flat = stacked.flatten(1)  # (n, layers * 2 * heads * size)
-        config, tensors = to_file(model, deltas, flat, self.modules_to_save)
-        n, layers, _, heads, size = stacked.shape
-        config |= {
-            "num_layers": layers,
-            "num_attention_heads": heads,
-            "token_dim": heads * size,
-            "prefix_projection": self.prefix_projection,
-            "encoder_hidden_size": self.encoder_hidden_size or model.config.hidden_size,
-            "init_weights": "zero" if self.init_weights == "zero" else None,
-        }
-        if self.target_modules or not self.shift_positions or is_encoder_decoder(model):
-            targets = list(prefixes) if self.target_modules else None
-            config |= {"target_modules": targets, "shift_positions": self.shift_positions}
+        config, tensors = super().to_peft(model, deltas)
+        heads, size = heads_and_size(model)
+        layers = config["token_dim"] // (2 * heads * size)
+        config |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
+        config["init_weights"] = "zero" if self.init_weights == "zero" else None
+        if self.target_modules or not self.shift_positions or model.config.is_encoder_decoder:
             tensors["prefix"] = tensors.pop("prompt_embeddings")
-        if self.prefix_projection:
-            tensors |= {f"prompt_encoder.{key}": t for key, t in tensors_of(prefixes).items()}
+        else:
+            del config["target_modules"], config["shift_positions"]  # PEFT knows no such keys
         return config, tensors
 
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters of a checkpoint and the filled deltas.
+    def split(
+        self, model: Any, config: Config, P: Tensor, paths: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Return the layers' keys and values.
 
         In an encoder-decoder of L layers PEFT gives layer l the keys and values of layer 2 l modulo
         L, so its files are read like that; as L is mostly even, it could not read ours.
 
         Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
+            ValueError: the model has layers of another number or size.
         """
-        check_options(config, PREFIX_KEYS)
-        network, tensors = take("prompt_encoder.", tensors)
-        own = {"prompt_embeddings" if key == "prefix" else key: t for key, t in tensors.items()}
-        prompt, saved = from_file(config, own)
-        method = cls(
-            len(prompt),
-            bool(network),
-            config.get("encoder_hidden_size") if network else None,
-            config.get("init_weights") or "normal",
-            config.get("shift_positions", True),
-            config.get("target_modules"),
-            heads_of(config, model),
-        )
-        deltas = method.plan(model)
-        paths = [path for path, delta in deltas.items() if isinstance(delta, Prefix)]
-        heads, size = heads_and_size(model)
-        if prompt.shape[1] != len(paths) * 2 * heads * size:
+        (heads, size), L = heads_and_size(model), len(paths)
+        if P.shape[1] != L * 2 * heads * size:
             raise ValueError(
-                f"The prefix has {prompt.shape[1]} numbers for each virtual token; this model has "
-                f"{len(paths)} layers * 2 * {heads} heads * {size}"
+                f"The prefix has {P.shape[1]} numbers for each virtual token; this model has "
+                f"{L} layers * 2 * {heads} heads * {size}"
             )
-        layers = list(prompt.reshape(len(prompt), len(paths), 2, heads, size).unbind(1))
-        if is_encoder_decoder(model) and "prompt_embeddings" in tensors:
-            layers = [layers[2 * l % len(layers)] for l in range(len(layers))]
-        flat = {f"{path}.prefix": x for path, x in zip(paths, layers, strict=True)}
-        fill(deltas, (network or flat) | saved)
-        return method, deltas
+        layers = P.reshape(len(P), L, 2, heads, size).unbind(1)
+        step = 2 if model.config.is_encoder_decoder and "shift_positions" not in config else 1
+        return {f"{path}.prefix": layers[step * l % L] for l, path in enumerate(paths)}
 
 
 PTuningV2 = PrefixTuning  # what P-tuning v2 trains in encoders
@@ -216,7 +186,7 @@ class PrefixNetwork(nn.Module):
         return torch.tanh(self.down(self.E))
 
 
-class Prefix(nn.Module):
+class Prefix(AttentionDelta):
     """The learned keys and values of one attention.
 
     Each layer asks the shared network anew: it is small, and so nothing is kept from one layer's
@@ -229,14 +199,8 @@ class Prefix(nn.Module):
         table: T5's attention module that has the position biases; None for a bias of zero.
     """
 
-    beside = True
-
     def __init__(
-        self,
-        shape: tuple[int, int, int, int],
-        init: str = "normal",
-        network: PrefixNetwork | None = None,
-        table: Any = None,
+        self, shape: tuple[int, int, int, int], init: str, network: PrefixNetwork | None, table: Any
     ):
         super().__init__()
         self.shape, self.shared, self.table = shape, (network,), (table,)  # tuples: no children
@@ -248,44 +212,37 @@ class Prefix(nn.Module):
             for parameter in self.parameters():
                 nn.init.zeros_(parameter)
 
+    def prompt(self) -> Tensor:
+        """Return keys and values as in a checkpoint: (n, 2 * heads * size)."""
+        return self.keys_and_values().flatten(1)
+
     def keys_and_values(self) -> Tensor:
         """Return (n, 2, heads, size)."""
         network = self.shared[0]
         return self.prefix if network is None else self.up(network()).view(self.shape)
 
     def attend(
-        self,
-        run: Attend,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
+        self, run: Attend, module: Any, Q: Tensor, K: Tensor, V: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Put the prefix in front of keys and values, where every query sees it."""
-        P = self.keys_and_values().to(key).permute(1, 2, 0, 3)  # (2, heads, n, size)
-        P = P[:, None].expand(-1, len(key), -1, -1, -1)  # (2, batch, heads, n, size)
-        n, q, k = self.shape[0], query.shape[2], key.shape[2]
+        P = self.keys_and_values().to(K).permute(1, 2, 0, 3)  # (2, heads, n, size)
+        P = P[:, None].expand(-1, len(K), -1, -1, -1)  # (2, batch, heads, n, size)
+        n, q, k = self.shape[0], Q.shape[2], K.shape[2]
         causal = kwargs.get("is_causal")
         if causal is None:
             causal = getattr(module, "is_causal", True)
         if mask is None and causal and q > 1:  # SDPA would make this mask itself, without a prefix
-            mask = torch.ones(1, 1, q, k, dtype=torch.bool, device=key.device).tril()
+            mask = torch.ones(1, 1, q, k, dtype=torch.bool, device=K.device).tril()
         if mask is not None:
             mask = F.pad(mask, (n, 0), value=1.0 if mask.dtype == torch.bool else 0.0)
         bias, table = kwargs.get("position_bias"), self.table[0]
         if bias is not None:  # T5: (1, heads, q, k)
             own = bias.new_zeros(1, bias.shape[1], q, n)
             if table is not None:
-                own = table.compute_bias(q, n, key.device, past_seen_tokens=n + k - q).to(bias)
+                own = table.compute_bias(q, n, K.device, past_seen_tokens=n + k - q).to(bias)
             kwargs["position_bias"] = torch.cat([own, bias], dim=-1)
-        key, value = torch.cat([P[0], key], dim=2), torch.cat([P[1], value], dim=2)
-        return run(module, query, key, value, mask, **kwargs)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        register()  # unpickled, perhaps in another process
+        K, V = torch.cat([P[0], K], dim=2), torch.cat([P[1], V], dim=2)
+        return run(module, Q, K, V, mask, **kwargs)
 
 
 class PositionShift(nn.Module):

@@ -11,31 +11,28 @@ shape of the text. While a KV cache is filled, P is put in front once, at the fi
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.checks import check_choice, check_probability, check_whole, names
+from pedagogic_peft.checks import (
+    check_choice,
+    check_optional,
+    check_probability,
+    check_whole,
+    names,
+)
+from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper
 from pedagogic_peft.peft_format import check_options, fill, heads_of, tensors_of
 from pedagogic_peft.sites import TrainedCopy, base_modules
-from pedagogic_peft.targets import find_modules
 
 Args = tuple[Any, ...]  # of a module's forward
 Kwargs = dict[str, Any]
 
-COMMON_PROMPT_KEYS = set(
-    "num_attention_heads num_layers num_transformer_submodules num_virtual_tokens token_dim".split()
-)
-PROMPT_KEYS = COMMON_PROMPT_KEYS | set(
-    "prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs tokenizer_name_or_path".split()
-)
-ENCODER_KEYS = COMMON_PROMPT_KEYS | set(
-    """encoder_dropout encoder_hidden_size encoder_num_layers
-    encoder_reparameterization_type""".split()
-)
 # How PEFT's classes for the tasks are chosen, by the end of the model's class name.
 TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -45,11 +42,117 @@ TASK_TYPES = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
 }
-NEED_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT looks for a trained head in the file
 
 
 @dataclass(frozen=True)
-class PromptTuning:
+class PromptMethod(Method):
+    """What the methods with virtual tokens share: where text enters, and PEFT's checkpoints.
+
+    PEFT saves what comes out of training, one matrix ``prompt_embeddings`` (n x numbers for each
+    token), and no network that made it. We add the network, so that training can go on; PEFT reads
+    over it. All hyper-parameters but ``init``, which means nothing after training, have PEFT's names.
+
+    Attributes:
+        PLAIN: {hyper-parameter: its value where no network makes the prompt}.
+    """
+
+    IGNORED: ClassVar[str] = (
+        "num_attention_heads num_layers num_transformer_submodules prompt_tuning_init "
+        "prompt_tuning_init_text token_dim tokenizer_kwargs tokenizer_name_or_path"
+    )
+    PLAIN: ClassVar[dict[str, Any]] = {}
+
+    def prompt(self, embedding: nn.Embedding) -> "SoftPrompt":
+        """Return the prompt in front of the text, as it starts, for this embedding of tokens."""
+        raise NotImplementedError
+
+    def targets(self, model: Any, without: object) -> dict[str, nn.Module]:
+        """Return ``{path: module}`` of the module that text enters, and of one that attends to it.
+
+        Raises:
+            ValueError: the model embeds no tokens.
+        """
+        embedding_of(model)  # or the error
+        backbone = model.base_model
+        entered = {backbone}
+        if hasattr(backbone, "decoder"):  # OPT's heads call it past the backbone
+            entered = {backbone.decoder}
+            if model.config.is_encoder_decoder:
+                entered.add(backbone.encoder)
+        return {path: m for path, m in base_modules(model).items() if m in entered}
+
+    def deltas(self, model: Any, places: Mapping[str, Any]) -> Deltas:
+        """Return ``{path: delta}``: the prompt, and what must know of it."""
+        (path, backbone), *decoders = places.items()
+        delta = self.prompt(embedding_of(model))
+        is_decoder = any(getattr(module, "is_causal", False) for module in backbone.modules())
+        positions = "position_ids" in inspect.signature(backbone.forward).parameters
+        delta.limit, delta.counts = position_limit(model), is_decoder and positions
+        # A decoder attends to the encoder's prompt; an encoder's classifier reads the first position.
+        pools = type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))
+        delta.cuts = not decoders and (is_decoder or not pools)
+        return {path: delta} | {path: WiderCrossMask() for path, _ in decoders}
+
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return PEFT's configuration and tensors: the prompt, and for us the network as well."""
+        copies = {path: delta for path, delta in deltas.items() if isinstance(delta, TrainedCopy)}
+        prompts = prompts_of(deltas)
+        P = torch.cat([delta.prompt() for delta in prompts.values()], dim=1)  # (n, numbers)
+        tasks = [task for end, task in TASK_TYPES.items() if type(model).__name__.endswith(end)]
+        tasks = [task for task in tasks if copies or "LM" in task]  # the others need a trained head
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "init"}
+        config = own | {
+            "token_dim": P.shape[1],
+            "num_transformer_submodules": 1,
+            "modules_to_save": list(self.modules_to_save) or None,
+            "task_type": tasks[0] if tasks else "FEATURE_EXTRACTION",  # PEFT needs one
+        }
+        tensors = {f"base_model.{key}": tensor for key, tensor in tensors_of(copies).items()}
+        if any(getattr(self, name) != value for name, value in self.PLAIN.items()):
+            tensors |= {f"prompt_encoder.{key}": t for key, t in tensors_of(prompts).items()}
+        return config, tensors | {"prompt_embeddings": P}
+
+    @classmethod
+    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
+        """Return the hyper-parameters of a checkpoint and the filled deltas.
+
+        Raises:
+            ValueError: an option is not supported, or the tensors do not fit the model.
+        """
+        known = {f.name for f in fields(cls)}
+        check_options(config, known | set(cls.IGNORED.split()))
+        saved, rest = take("base_model.", tensors)
+        network, rest = take("prompt_encoder.", rest)
+        if rest.keys() not in ({"prompt_embeddings"}, {"prefix"}):
+            raise ValueError(f"Expected a tensor prompt_embeddings; there are {list(tensors)}")
+        [(name, P)], n = rest.items(), config.get("num_virtual_tokens")
+        if len(P) not in (n, 2 * (n or 0)):  # for encoder-decoders PEFT saves 2 n, and uses n
+            raise ValueError(f"num_virtual_tokens={n}, but {name} has {len(P)} rows")
+        found = {name: config[name] for name in known & config.keys()}
+        found |= {"modules_to_save": heads_of(config, model)} | ({} if network else cls.PLAIN)
+        deltas = (method := cls(**found)).build(model)
+        own = network or method.split(model, config, P[:n], list(prompts_of(deltas)))
+        fill(deltas, own | saved)
+        return method, deltas
+
+    def split(
+        self, model: Any, config: Config, P: Tensor, paths: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Return the deltas' own tensors ``{path.key: tensor}`` from a checkpoint's P."""
+        return {f"{paths[0]}.prompt_embeddings": P}
+
+
+def check_init(what: str, value: Any) -> Any:
+    """Return the value if it is "vocab", "random" or a list of token ids (as a tuple)."""
+    if value in ("vocab", "random"):
+        return value
+    if isinstance(value, str) or not value:
+        raise ValueError(f'{what}={value!r}: expected "vocab", "random" or a list of token ids')
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class PromptTuning(PromptMethod):
     """The hyper-parameters of prompt tuning.
 
     Unlike LoRA it changes the model's output from the start, and the prompt takes positions: virtual
@@ -65,6 +168,7 @@ class PromptTuning:
             ``init=tokenizer("Is this review positive?").input_ids``. The paper compares starting from
             class labels, from the vocabulary and from random values (section 3.2): labels were best
             and random values worst, and it mattered least in the largest model.
+            A checkpoint does not say how P began.
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
@@ -73,57 +177,21 @@ class PromptTuning:
 
     peft_type: ClassVar[str] = "PROMPT_TUNING"
 
-    num_virtual_tokens: int = 20
-    init: str | Sequence[int] = "vocab"
-    modules_to_save: Sequence[str] = ()
+    num_virtual_tokens: int = hyper(20, check_whole)
+    init: str | Sequence[int] = hyper("vocab", check_init)
+    modules_to_save: Sequence[str] = hyper((), names)
 
-    def __post_init__(self) -> None:
-        check_whole("num_virtual_tokens", self.num_virtual_tokens)
-        if isinstance(self.init, str):
-            check_choice("init", self.init, ("vocab", "random", "a list of token ids"))
-        elif not self.init:
-            raise ValueError(f"init={self.init!r}: expected at least one token id")
-        else:
-            object.__setattr__(self, "init", tuple(self.init))
-        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
-
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
+    def prompt(self, embedding: nn.Embedding) -> "SoftPrompt":
+        """Return the prompt as it starts.
 
         Raises:
-            ValueError: the model embeds no tokens; a token id is not in its vocabulary.
+            ValueError: a token id of ``init`` is not in the vocabulary.
         """
-        start = initial_prompt(embedding_of(model), self.num_virtual_tokens, self.init)
-        return place_prompt(model, SoftPrompt(start), self.modules_to_save)
-
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return PEFT's configuration and tensors."""
-        kind = "SAMPLE_VOCAB" if self.init == "vocab" else "RANDOM"  # means nothing after training
-        config, tensors = to_file(model, deltas, prompt_of(deltas).prompt(), self.modules_to_save)
-        return config | {"prompt_tuning_init": kind}, tensors
-
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters of a checkpoint and the filled deltas.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        check_options(config, PROMPT_KEYS)
-        prompt, rest = from_file(config, tensors)
-        init = "vocab" if config.get("prompt_tuning_init") == "SAMPLE_VOCAB" else "random"
-        method = cls(len(prompt), init, heads_of(config, model))
-        deltas = method.plan(model)
-        fill_prompt(deltas, {"prompt_embeddings": prompt}, rest)
-        return method, deltas
+        return SoftPrompt(initial_prompt(embedding, self.num_virtual_tokens, self.init))
 
 
 @dataclass(frozen=True)
-class PTuning:
+class PTuning(PromptMethod):
     """The hyper-parameters of P-tuning: a network, trained with its input, makes the prompt.
 
     Args:
@@ -140,80 +208,25 @@ class PTuning:
     """
 
     peft_type: ClassVar[str] = "P_TUNING"
+    PLAIN: ClassVar[dict[str, Any]] = {"encoder_reparameterization_type": None}
 
-    num_virtual_tokens: int = 20
-    encoder_reparameterization_type: str | None = "MLP"
-    encoder_hidden_size: int | None = None
-    encoder_num_layers: int = 2
-    encoder_dropout: float = 0.0
-    modules_to_save: Sequence[str] = ()
+    num_virtual_tokens: int = hyper(20, check_whole)
+    encoder_reparameterization_type: str | None = hyper(
+        "MLP", partial(check_choice, choices=("MLP", "LSTM", None))
+    )
+    encoder_hidden_size: int | None = hyper(None, partial(check_optional, check=check_whole))
+    encoder_num_layers: int = hyper(2, check_whole)
+    encoder_dropout: float = hyper(0.0, check_probability)
+    modules_to_save: Sequence[str] = hyper((), names)
 
-    def __post_init__(self) -> None:
-        check_whole("num_virtual_tokens", self.num_virtual_tokens)
-        kind = self.encoder_reparameterization_type
-        check_choice("encoder_reparameterization_type", str(kind), ("MLP", "LSTM", "None"))
-        if self.encoder_hidden_size is not None:
-            check_whole("encoder_hidden_size", self.encoder_hidden_size)
-        check_whole("encoder_num_layers", self.encoder_num_layers)
-        check_probability("encoder_dropout", self.encoder_dropout)
-        object.__setattr__(self, "modules_to_save", names("modules_to_save", self.modules_to_save))
-
-    def plan(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return ``{path: delta}`` for this model, which is not changed.
-
-        Raises:
-            ValueError: the model embeds no tokens.
-        """
-        embedding, n = embedding_of(model), self.num_virtual_tokens
-        delta = SoftPrompt(initial_prompt(embedding, n, "vocab"))
-        if self.encoder_reparameterization_type is not None:
-            delta = EncodedPrompt(
-                n,
-                embedding.embedding_dim,
-                self.encoder_hidden_size or embedding.embedding_dim,
-                self.encoder_num_layers if self.encoder_reparameterization_type == "LSTM" else 0,
-                self.encoder_dropout,
-            )
-        return place_prompt(model, delta, self.modules_to_save)
-
-    def to_peft(
-        self, model: nn.Module, deltas: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return PEFT's configuration and tensors: the prompt, and for us the network as well."""
-        delta = prompt_of(deltas)
-        config, tensors = to_file(model, deltas, delta.prompt(), self.modules_to_save)
-        if isinstance(delta, EncodedPrompt):
-            tensors |= {f"prompt_encoder.{key}": t for key, t in delta.state_dict().items()}
-        return config | {
-            "encoder_reparameterization_type": self.encoder_reparameterization_type or "MLP",
-            "encoder_hidden_size": self.encoder_hidden_size or config["token_dim"],
-            "encoder_num_layers": self.encoder_num_layers,
-            "encoder_dropout": self.encoder_dropout,
-        }, tensors
-
-    @classmethod
-    def from_peft(
-        cls, model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> tuple[Self, dict[str, nn.Module]]:
-        """Return the hyper-parameters of a checkpoint and the filled deltas.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        check_options(config, ENCODER_KEYS)
-        network, tensors = take("prompt_encoder.", tensors)
-        prompt, rest = from_file(config, tensors)
-        method = cls(
-            len(prompt),
-            config.get("encoder_reparameterization_type", "MLP") if network else None,
-            config.get("encoder_hidden_size"),
-            config.get("encoder_num_layers", 2),
-            config.get("encoder_dropout", 0.0),
-            heads_of(config, model),
-        )
-        deltas = method.plan(model)
-        fill_prompt(deltas, network or {"prompt_embeddings": prompt}, rest)
-        return method, deltas
+    def prompt(self, embedding: nn.Embedding) -> "SoftPrompt":
+        """Return the prompt, or the network that makes it, as it starts."""
+        n, kind = self.num_virtual_tokens, self.encoder_reparameterization_type
+        if kind is None:
+            return SoftPrompt(initial_prompt(embedding, n, "vocab"))
+        dim, layers = embedding.embedding_dim, self.encoder_num_layers if kind == "LSTM" else 0
+        hidden = self.encoder_hidden_size or dim
+        return EncodedPrompt(n, dim, hidden, layers, self.encoder_dropout)
 
 
 class SoftPrompt(nn.Module):
@@ -243,9 +256,8 @@ class SoftPrompt(nn.Module):
     def enter(self, module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Put P in front of the text; in later steps with a cache, only count its positions."""
         kwargs = by_name(module, args, kwargs)
-        cache, mask, x = (
-            kwargs.get(k) for k in ("past_key_values", "attention_mask", "inputs_embeds")
-        )
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        x = kwargs.get("inputs_embeds")
         if getattr(cache, "is_compileable", False) or (mask is not None and mask.dim() != 2):
             raise ValueError(
                 "A soft prompt needs attention_mask=(batch, tokens) and a cache that grows, but this "
@@ -363,41 +375,14 @@ def initial_prompt(embedding: nn.Embedding, n: int, init: str | Sequence[int]) -
     return rows.float()
 
 
-def place_prompt(
-    model: Any, delta: SoftPrompt, modules_to_save: Sequence[str]
-) -> dict[str, nn.Module]:
-    """Return ``{path: delta}``: the prompt where text enters, and what must know of it."""
-    paths = {module: path for path, module in base_modules(model).items()}
-    backbone = model.base_model
-    deltas: dict[str, nn.Module] = {}
-    if hasattr(backbone, "decoder") and is_encoder_decoder(model):
-        deltas[paths[backbone.decoder]] = WiderCrossMask()
-        backbone = backbone.encoder
-        delta.cuts = False  # the decoder attends to the prompt
-    elif hasattr(backbone, "decoder"):
-        backbone = backbone.decoder  # OPT's heads call it past the backbone
-    is_decoder = any(getattr(module, "is_causal", False) for module in backbone.modules())
-    delta.counts = is_decoder and "position_ids" in inspect.signature(backbone.forward).parameters
-    if type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice")):
-        delta.cuts = delta.cuts and is_decoder  # an encoder's classifier reads the first position
-    delta.limit = position_limit(model)
-    deltas[paths[backbone]] = delta.to(embedding_of(model).weight.device)
-    return deltas | {p: TrainedCopy(m) for p, m in find_modules(model, modules_to_save).items()}
-
-
-def is_encoder_decoder(model: Any) -> bool:
-    """Tell whether the model is an encoder-decoder."""
-    return bool(getattr(model.config, "is_encoder_decoder", False))
-
-
 def position_limit(model: Any) -> int | None:
     """Return how many tokens the model has positions for; None if it sets no limit."""
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
-    tables = [m for p, m in base_modules(model).items() if p.endswith("position_embeddings")]
-    padding: Any = getattr(tables[0], "padding_idx", None) if tables else None
-    if limit is None or padding is None:
-        return limit
-    return limit - int(padding) - 1  # RoBERTa's positions begin behind it
+    for path, table in base_modules(model).items():
+        padding: Any = getattr(table, "padding_idx", None)
+        if limit and padding is not None and path.endswith("position_embeddings"):
+            return limit - int(padding) - 1  # RoBERTa's positions begin behind it
+    return limit
 
 
 def check_fits(n: int, tokens: int, limit: int | None) -> None:
@@ -409,58 +394,12 @@ def check_fits(n: int, tokens: int, limit: int | None) -> None:
         )
 
 
-def prompt_of(deltas: Mapping[str, nn.Module]) -> SoftPrompt:
-    """Return the delta that has the prompt."""
-    return next(delta for delta in deltas.values() if isinstance(delta, SoftPrompt))
-
-
-def to_file(
-    model: nn.Module,
-    deltas: Mapping[str, nn.Module],
-    prompt: Tensor,
-    modules_to_save: Sequence[str],
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return what PEFT's checkpoints of all soft prompts have in common; prompt: (n, d)."""
-    copies = {path: delta for path, delta in deltas.items() if isinstance(delta, TrainedCopy)}
-    kinds = [kind for end, kind in TASK_TYPES.items() if type(model).__name__.endswith(end)]
-    task = kinds[0] if kinds and (copies or kinds[0] not in NEED_HEADS) else "FEATURE_EXTRACTION"
-    config = {
-        "num_virtual_tokens": len(prompt),
-        "token_dim": prompt.shape[1],
-        "num_transformer_submodules": 1,
-        "modules_to_save": list(modules_to_save) or None,
-        "task_type": task,  # PEFT needs one
-    }
-    saved = {f"base_model.{key}": tensor for key, tensor in tensors_of(copies).items()}
-    return config, {"prompt_embeddings": prompt.detach()} | saved
-
-
-def from_file(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the prompt (n, d) and the tensors of modules trained in full, as ``{path.key: tensor}``.
-
-    Raises:
-        ValueError: there is no prompt, or it has fewer rows than the configuration says.
-    """
-    saved, rest = take("base_model.", tensors)
-    prompt, n = rest.pop("prompt_embeddings", None), config.get("num_virtual_tokens")
-    if prompt is None or rest:
-        raise ValueError(f"Expected a tensor prompt_embeddings; the checkpoint has {list(tensors)}")
-    if len(prompt) not in (n, 2 * (n or 0)):  # for encoder-decoders PEFT saves 2 n, and uses n
-        raise ValueError(f"num_virtual_tokens={n}, but prompt_embeddings has {len(prompt)} rows")
-    return prompt[:n], saved
+def prompts_of(deltas: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{path: delta}`` of those that have a prompt."""
+    return {path: delta for path, delta in deltas.items() if hasattr(delta, "prompt")}
 
 
 def take(prefix: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors whose names begin so, without the prefix, and the others."""
     taken = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     return taken, {k: t for k, t in tensors.items() if not k.startswith(prefix)}
-
-
-def fill_prompt(
-    deltas: Mapping[str, nn.Module], own: Mapping[str, Tensor], rest: dict[str, Tensor]
-) -> None:
-    """Fill the deltas with the prompt's own tensors and those of other modules."""
-    path = next(path for path, delta in deltas.items() if isinstance(delta, SoftPrompt))
-    fill(deltas, {f"{path}.{key}": tensor for key, tensor in own.items()} | rest)

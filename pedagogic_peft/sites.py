@@ -30,6 +30,7 @@ class Adaptations:
         methods: the hyper-parameters (for example a `LoRA`) of each adaptation, by name.
         active: names of the adaptations that take part in the forward pass, in order.
         rows: the adaptation of each row of a batch (None: the frozen model), instead of ``active``.
+        whole_batch: names of the adaptations that can't be named in ``rows``: those in an annex.
         enabled: False inside ``with disabled(model)``.
         dropped_layers: how many of the lowest layers run without deltas (AdapterDrop).
         originals: while the active adaptations are merged into the base weights, the weights from
@@ -41,6 +42,7 @@ class Adaptations:
     methods: dict[str, Any] = field(default_factory=dict)
     active: tuple[str, ...] = ()
     rows: tuple[str | None, ...] = ()
+    whole_batch: set[str] = field(default_factory=set)
     enabled: bool = True
     dropped_layers: int = 0
     originals: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -100,8 +102,9 @@ class Site(Place):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on ``x``, then let each running adaptation change its output ``y``."""
-        if self.adaptations.rows and self.adaptations.computed:
-            return self.forward_rows(x, self.adaptations.rows)
+        rows = self.adaptations.rows
+        if self.adaptations.computed and not set(rows).isdisjoint(self.deltas):
+            return self.forward_rows(x, rows)
         return self.forward_with(self.running(), x, *args, **kwargs)
 
     def forward_with(self, deltas: Sequence[Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:

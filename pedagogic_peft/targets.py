@@ -80,7 +80,7 @@ def find_targets(
     Raises:
         ValueError: a pattern matches nothing, or nothing that can be adapted.
     """
-    modules = {p: m for p, m in base_modules(model).items() if p and not _inside(p, without)}
+    modules = {p: m for p, m in base_modules(model).items() if p and not inside(p, without)}
     candidates = {p: m for p, m in modules.items() if can_adapt(m)}
     if target_modules is None:
         target_modules = _default_targets(model, candidates)
@@ -130,7 +130,8 @@ def _is_pattern_of(pattern: str, path: str) -> bool:
     return re.fullmatch(pattern, path) is not None
 
 
-def _inside(path: str, outer: Iterable[str]) -> bool:
+def inside(path: str, outer: Iterable[str]) -> bool:
+    """Tell whether this is the path of one of the outer modules, or of a module inside one."""
     return any(path == o or path.startswith(o + ".") for o in outer)
 
 
@@ -212,7 +213,7 @@ def _refuse_fused(model: nn.Module, found: Iterable[str]) -> None:
     fused = {p: m for p, m in outline(model).items() if isinstance(m, FUSED)}
     for path in found:
         for outer, module in fused.items():
-            if _inside(path, [outer]):
+            if inside(path, [outer]):
                 raise ValueError(
                     f"{path!r} lies inside torch's {type(module).__name__}, whose fused kernel "
                     "reads the weight and never calls the module: an adaptation would be ignored"

@@ -4,8 +4,8 @@ It runs on `accelerate`, so the same call uses a GPU or mixed precision where th
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 IGNORED_LABEL = -100  # cross_entropy's ignore_index, as in all transformers models
 
 
-class History(list):
+class History(list[dict[str, Any]]):
     """A list of dicts, one a step, with "step", "loss", "lr", "grad_norm" and the metrics."""
 
-    def column(self, key: str) -> list:
+    def column(self, key: str) -> list[Any]:
         """Return the values of ``key`` from the records that have it, in order of steps."""
         return [record[key] for record in self if key in record]
 
@@ -34,7 +34,7 @@ def train(
     warmup: float = 0.1,
     max_grad_norm: float = 1.0,
     seed: int = 0,
-    collate_fn: Callable[[list], dict[str, Tensor]] | None = None,
+    collate_fn: Callable[[list[Any]], dict[str, Tensor]] | None = None,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     eval_every: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -100,8 +100,8 @@ def train(
         trainable, lr=lr, weight_decay=weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_decay(steps, warmup))
-    loader = DataLoader(
-        examples,
+    loader: Any = DataLoader(
+        cast(Any, examples),  # a sequence serves as a Dataset
         batch_size=batch_size,
         shuffle=True,
         collate_fn=collate_fn or pad_collate(_pad_token_id(model)),
@@ -140,7 +140,7 @@ def train(
     return history
 
 
-def pad_collate(pad_token_id: int = 0) -> Callable[[list], dict[str, Tensor]]:
+def pad_collate(pad_token_id: int = 0) -> Callable[[list[Any]], dict[str, Tensor]]:
     """Return a function that makes a batch of a list of examples, padded on the right.
 
     Sequences become (batch, longest length): ``input_ids`` are padded with ``pad_token_id``,
@@ -186,7 +186,9 @@ def _count_steps(size: int, batch_size: int, steps: int | None, epochs: float | 
         raise ValueError(f"steps={steps}, epochs={epochs}: give one of the two")
     if size == 0:
         raise ValueError("examples is empty")
-    steps = math.ceil(epochs * math.ceil(size / batch_size)) if steps is None else steps
+    if epochs is not None:
+        steps = math.ceil(epochs * math.ceil(size / batch_size))
+    assert steps is not None
     if steps < 1:
         raise ValueError(f"{steps} steps: expected at least 1")
     return steps
@@ -200,7 +202,7 @@ def _warmup_then_decay(steps: int, warmup: float) -> Callable[[int], float]:
     return lambda done: min((done + 1) / (rising + 1), (steps - done) / max(steps - rising, 1))
 
 
-def _repeat(loader, steps: int):
+def _repeat(loader: Iterable[Any], steps: int) -> Iterator[Any]:
     """Yield ``steps`` batches, going over the data as often as needed."""
     while steps > 0:
         for batch in loader:
@@ -211,7 +213,7 @@ def _repeat(loader, steps: int):
 
 
 def _loss_of(output: Any, step: int) -> Tensor:
-    loss = getattr(output, "loss", None)
+    loss: Tensor | None = getattr(output, "loss", None)
     if loss is None:
         raise ValueError("The model returned no loss: the examples need labels")
     if not torch.isfinite(loss):
@@ -221,7 +223,9 @@ def _loss_of(output: Any, step: int) -> Tensor:
     return loss
 
 
-def _evaluate(model: nn.Module, evaluate: Callable) -> Mapping[str, float]:
+def _evaluate(
+    model: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]]
+) -> Mapping[str, float]:
     model.eval()
     with torch.no_grad():
         metrics = evaluate(model)

@@ -19,16 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.checks import (
-    check_flag,
-    check_positive,
-    check_probability,
-    check_whole,
-    names,
-    targets,
-)
+from pedagogic_peft import checks
 from pedagogic_peft.lora import LoRALinear
-from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper, same_keys
 from pedagogic_peft.targets import sizes
 
 SHARED = {"A": "base_model.vera_A", "B": "base_model.vera_B"}  # their names in a checkpoint
@@ -54,30 +47,28 @@ class VeRA(Method):
     """
 
     peft_type: ClassVar[str] = "VERA"
-    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = {
-        "r": ("r", 256),
-        "d_initial": ("d_initial", 0.1),
-        "projection_prng_key": ("projection_prng_key", 0),
-        "save_projection": ("save_projection", True),
-        "dropout": ("vera_dropout", 0.0),
-    }
+    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = same_keys(
+        r=256, d_initial=0.1, projection_prng_key=0, save_projection=True
+    ) | {"dropout": ("vera_dropout", 0.0)}
     IGNORED: ClassVar[str] = "fan_in_fan_out init_weights"
     MARK: ClassVar[str] = "vera_lambda_b"
 
-    r: int = hyper(256, check_whole)
-    target_modules: Sequence[str] | str | None = hyper(None, targets)
-    d_initial: float = hyper(0.1, check_positive)
-    projection_prng_key: int = hyper(0, partial(check_whole, least=0))
-    save_projection: bool = hyper(True, check_flag)
-    dropout: float = hyper(0.0, check_probability)
-    modules_to_save: Sequence[str] = hyper((), names)
+    r: int = hyper(256, checks.check_whole)
+    target_modules: Sequence[str] | str | None = hyper(None, checks.targets)
+    d_initial: float = hyper(0.1, checks.check_positive)
+    projection_prng_key: int = hyper(0, partial(checks.check_whole, least=0))
+    save_projection: bool = hyper(True, checks.check_flag)
+    dropout: float = hyper(0.0, checks.check_probability)
+    modules_to_save: Sequence[str] = hyper((), checks.names)
 
     def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""
         d_in, d_out = (max(size) for size in zip(*map(sizes, places.values()), strict=True))
         shared = Projections(self.r, d_in, d_out, self.projection_prng_key)
-        options = shared, self.d_initial, self.dropout
-        return {path: VeRALinear(*sizes(base), *options) for path, base in places.items()}
+        return {
+            path: VeRALinear(*sizes(base), shared, self.d_initial, self.dropout)
+            for path, base in places.items()
+        }
 
     def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return PEFT's configuration and tensors."""
@@ -132,11 +123,9 @@ class Projections(nn.Module):
         """
         for name, own in self.named_buffers():
             new = tensors.get(name)
-            if new is None or new.shape != own.shape or not torch.isfinite(new).all():
-                found = "missing" if new is None else f"{tuple(new.shape)}"
-                raise ValueError(
-                    f"{SHARED[name]} is {found}: expected finite numbers, {tuple(own.shape)}"
-                )
+            if new is None or new.shape != own.shape or not new.isfinite().all():
+                found, wanted = None if new is None else tuple(new.shape), tuple(own.shape)
+                raise ValueError(f"{SHARED[name]} is {found}: expected finite numbers, {wanted}")
             own.copy_(new)
 
 
@@ -150,12 +139,7 @@ class VeRALinear(nn.Module):
     """
 
     def __init__(
-        self,
-        d_in: int,
-        d_out: int,
-        shared: Projections,
-        d_initial: float = 0.1,
-        dropout: float = 0.0,
+        self, d_in: int, d_out: int, shared: Projections, d_initial: float, dropout: float = 0
     ):
         super().__init__()
         self.vera_lambda_d = nn.Parameter(torch.full((len(shared.A),), d_initial))

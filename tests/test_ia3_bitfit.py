@@ -9,7 +9,6 @@ from pedagogic_peft import (
     LoRA,
     activate,
     attach,
-    checkpoint,
     count_parameters,
     detach,
     load,
@@ -24,12 +23,6 @@ from pedagogic_peft.sites import sites
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what is meant here, we of heads
 NO_BIAS = ["llama", "t5"]
 IA3_ARCHITECTURES = ["gpt2", "llama", "bert", "t5", "opt"]
-
-
-@pytest.fixture(autouse=True)
-def _readable(monkeypatch):
-    for method in (IA3, BitFit):
-        monkeypatch.setitem(checkpoint.METHODS, method.peft_type, method)
 
 
 def close(found, expected):

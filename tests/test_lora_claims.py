@@ -32,7 +32,7 @@ def test_an_embeddings_delta_weight_is_zero_at_the_start():
 
 
 def test_a_is_random_within_one_over_sqrt_d_in_and_b_is_zero():
-    delta = LoRALinear(400, 30, r=50)
+    delta = LoRALinear(400, 30, r=50, alpha=16)
     bound = 1 / math.sqrt(400)
     assert delta.lora_A.weight.abs().max() <= bound
     assert delta.lora_A.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
@@ -77,7 +77,7 @@ def test_an_embeddings_padding_token_gets_no_gradient():
 
 def test_rank_stabilised_scaling_keeps_the_update_from_shrinking_with_the_rank():
     plain = [LoRALinear(8, 8, r, alpha=16).scaling for r in (4, 64)]
-    stabilised = [LoRALinear(8, 8, r, alpha=16, use_rslora=True).scaling for r in (4, 64)]
+    stabilised = [LoRALinear(8, 8, r, alpha=16, rslora=True).scaling for r in (4, 64)]
     assert plain == [4, 0.25]
     assert stabilised == [8, 2]
 

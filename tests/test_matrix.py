@@ -241,7 +241,7 @@ def test_trainer_trains_it(method, architecture, tmp_path):
     rows = [{key: value[i] for key, value in inputs.items()} for i in range(2)]
     arguments = hf.TrainingArguments(
         output_dir=tmp_path,
-        max_steps=3,
+        max_steps=8,
         per_device_train_batch_size=2,
         learning_rate=1e-2,
         warmup_steps=0,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import batch, build, logits, randomise
 
-from pedagogic_peft import LoRA, activate, attach, disabled, merge
+from pedagogic_peft import LoRA, PrefixTuning, activate, attach, disabled, merge
 
 NAMES = ["a", "b", None, "a"]
 
@@ -95,6 +95,9 @@ def test_rows_that_cannot_be_are_refused():
         activate(model, rows=["a", "c"])
     with pytest.raises(ValueError, match="one of the two"):
         activate(model, "a", rows=["a"])
+    attach(model, PrefixTuning(num_virtual_tokens=2), "prefix")
+    with pytest.raises(ValueError, match="'prefix'.*whole batch"):
+        activate(model, rows=["a", "prefix"])
     activate(model, rows=["a", "b", "a"])
     with pytest.raises(ValueError, match="batch of 2 rows.*named 3"):
         logits(model, "gpt2")
