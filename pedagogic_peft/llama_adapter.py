@@ -12,7 +12,6 @@ delta stands beside the attention module and acts in its attention function (see
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +26,7 @@ from pedagogic_peft.attention import (
     find_attentions,
     heads_and_size,
 )
-from pedagogic_peft.checks import check_optional, check_whole, names
+from pedagogic_peft.checks import check_whole, names
 from pedagogic_peft.method import Deltas, OwnFormat, hyper
 from pedagogic_peft.targets import sizes
 
@@ -53,7 +52,7 @@ class LlamaAdapter(OwnFormat):
     peft_type: ClassVar[str] = "LLAMA_ADAPTER"
 
     adapter_len: int = hyper(10, check_whole)
-    adapter_layers: int | None = hyper(None, partial(check_optional, check=check_whole))
+    adapter_layers: int | None = hyper(None, check_whole)
     modules_to_save: Sequence[str] = hyper((), names)
 
     def targets(self, model: nn.Module, without: object) -> dict[str, nn.Module]:

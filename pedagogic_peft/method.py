@@ -73,6 +73,8 @@ class Method:
     OFF: ClassVar[Mapping[str, list[Any]]] = {"bias": ["none"]}
     MARK: ClassVar[str] = ""
 
+    delta: ClassVar[Callable[..., nn.Module]]  # (self, path, module): the delta for one module
+
     # Not annotated, so no fields: a method that has these hyper-parameters declares them.
     target_modules = cast("Sequence[str] | str | None", None)
     modules_to_save = cast(Sequence[str], ())
@@ -89,10 +91,6 @@ class Method:
     def targets(self, model: nn.Module, without: Iterable[str]) -> dict[str, nn.Module]:
         """Return ``{path: module}`` of the modules to adapt, none of them inside ``without``."""
         return find_targets(model, self.target_modules, self.can_adapt, without)
-
-    def delta(self, path: str, module: Any) -> nn.Module:
-        """Return the delta for one module."""
-        raise NotImplementedError
 
     def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""

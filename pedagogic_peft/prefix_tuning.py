@@ -13,7 +13,6 @@ The delta stands beside the attention module and acts in its attention function 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +30,6 @@ from pedagogic_peft.attention import (
 from pedagogic_peft.checks import (
     check_choice,
     check_flag,
-    check_optional,
     check_whole,
     names,
     targets,
@@ -89,7 +87,7 @@ class PrefixTuning(PromptMethod):
 
     num_virtual_tokens: int = hyper(20, check_whole)
     prefix_projection: bool = hyper(False, check_flag)
-    encoder_hidden_size: int | None = hyper(None, partial(check_optional, check=check_whole))
+    encoder_hidden_size: int | None = hyper(None, check_whole)
     init_weights: str = hyper("normal", check_start)
     shift_positions: bool = hyper(True, check_flag)
     target_modules: Sequence[str] | str | None = hyper(None, targets)

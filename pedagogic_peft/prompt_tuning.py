@@ -10,7 +10,7 @@ shape of the text. While a KV cache is filled, P is put in front once, at the fi
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from pedagogic_peft.checks import (
     check_choice,
-    check_optional,
     check_probability,
     check_whole,
     names,
@@ -62,9 +61,8 @@ class PromptMethod(Method):
     )
     PLAIN: ClassVar[dict[str, Any]] = {}
 
-    def prompt(self, embedding: nn.Embedding) -> "SoftPrompt":
-        """Return the prompt in front of the text, as it starts, for this embedding of tokens."""
-        raise NotImplementedError
+    # (self, embedding of tokens): the prompt in front of the text, as it starts
+    prompt: ClassVar[Callable[..., "SoftPrompt"]]
 
     def targets(self, model: Any, without: object) -> dict[str, nn.Module]:
         """Return ``{path: module}`` of the module that text enters, and of one that attends to it.
@@ -214,7 +212,7 @@ class PTuning(PromptMethod):
     encoder_reparameterization_type: str | None = hyper(
         "MLP", partial(check_choice, choices=("MLP", "LSTM", None))
     )
-    encoder_hidden_size: int | None = hyper(None, partial(check_optional, check=check_whole))
+    encoder_hidden_size: int | None = hyper(None, check_whole)
     encoder_num_layers: int = hyper(2, check_whole)
     encoder_dropout: float = hyper(0.0, check_probability)
     modules_to_save: Sequence[str] = hyper((), names)
@@ -348,7 +346,7 @@ def embedding_of(model: Any) -> nn.Embedding:
     """
     try:
         embedding = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # what transformers raises for a model of images
         embedding = None
     embedding = getattr(embedding, "base", embedding)
     if not isinstance(embedding, nn.Embedding):

@@ -103,7 +103,7 @@ class Site(Place):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on ``x``, then let each running adaptation change its output ``y``."""
         rows = self.adaptations.rows
-        if self.adaptations.computed and not set(rows).isdisjoint(self.deltas):
+        if rows and self.adaptations.computed and not set(rows).isdisjoint(self.deltas):
             return self.forward_rows(x, rows)
         return self.forward_with(self.running(), x, *args, **kwargs)
 
