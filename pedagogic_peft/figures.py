@@ -10,7 +10,7 @@ import html
 import io
 import json
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,6 +169,55 @@ def frame_slider(
     return explorable(data, sliders, _FRAMES, alt=alt, still=frames[start], caption=caption)
 
 
+def bars_explorable(
+    slider: Slider,
+    bars: Mapping[str, Sequence[float]],
+    sentences: Sequence[str],
+    *,
+    alt: str,
+    unit: str = "%",
+    caption: str = "",
+) -> MovingFigure:
+    """Draw one bar for each name; the reader moves a slider, and the bars and a sentence change.
+
+    In print the bars are curves over the values of the slider.
+
+    Args:
+        slider: what the reader moves.
+        bars: {name: its length at each value of the slider}, none negative; printed as given.
+        sentences: what to say at each value.
+        alt, caption: as in `explorable`.
+        unit: of the lengths.
+
+    Raises:
+        ValueError: a name or the sentences have another number of entries than the slider.
+    """
+    from matplotlib.figure import Figure
+
+    n = len(slider.values)
+    for what, given in {**bars, "sentences": sentences}.items():
+        if len(given) != n:
+            raise ValueError(f"{what}: {len(given)} entries for the {n} values of the slider")
+    still = Figure(figsize=(6.0, 2.6), dpi=110, layout="constrained")
+    axes = still.subplots()
+    for (name, lengths), marker in zip(bars.items(), "osD^vP*X", strict=False):
+        axes.plot(range(n), list(lengths), marker=marker, label=name)
+    axes.set_xticks(range(n), [str(value) for value in slider.values])
+    axes.set(xlabel=slider.label, ylabel=unit)
+    axes.legend()
+    data = {
+        "bars": {name: list(lengths) for name, lengths in bars.items()},
+        "colours": list(PALETTE.values()),
+        "longest": max(max(lengths) for lengths in bars.values()) or 1,
+        "sentences": list(sentences),
+        "slider": slider.name,
+        "unit": unit,
+    }
+    numbers = [f"{name}: {', '.join(map(str, lengths))} {unit}" for name, lengths in bars.items()]
+    summary = "\n".join([f"{slider.label}: {', '.join(map(str, slider.values))}", *numbers])
+    return explorable(data, [slider], _BARS, alt=alt, still=still, summary=summary, caption=caption)
+
+
 def rank_explorable(
     matrix: Any, max_rank: int = 8, *, name: str = "ΔW", alt: str = "", caption: str = ""
 ) -> MovingFigure:
@@ -297,6 +346,29 @@ const image = stage.firstChild || stage.appendChild(document.createElement("img"
 image.src = data[at.frame.index];
 image.alt = at.frame.value;
 return at.frame.value;
+"""
+
+_BARS = """
+const step = at[data.slider].index, NS = "http://www.w3.org/2000/svg";
+const names = Object.keys(data.bars);
+const svg = document.createElementNS(NS, "svg");
+svg.setAttribute("viewBox", `0 0 460 ${30 * names.length}`);
+svg.setAttribute("font-size", 13);
+const put = (tag, place, text = "") => {
+  const node = svg.appendChild(document.createElementNS(NS, tag));
+  for (const [key, value] of Object.entries(place)) node.setAttribute(key, value);
+  node.textContent = text;
+};
+names.forEach((name, i) => {
+  const y = 30 * i + 3, length = data.bars[name][step], ink = "currentColor";
+  put("text", { x: 0, y: y + 16, fill: ink }, name);
+  put("rect", { x: 110, y, width: 270, height: 22, fill: "none", stroke: ink, opacity: 0.4 });
+  put("rect", { x: 110, y, width: 270 * length / data.longest, height: 22,
+    fill: data.colours[i % data.colours.length] });
+  put("text", { x: 388, y: y + 16, fill: ink }, `${length} ${data.unit}`);
+});
+stage.replaceChildren(svg);
+return data.sentences[step];
 """
 
 _RANKS = """

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pedagogic_peft.figures import Slider, explorable, frame_slider, rank_explorable
+from pedagogic_peft.figures import (
+    Slider,
+    bars_explorable,
+    explorable,
+    frame_slider,
+    rank_explorable,
+)
 
 ALT = "A curve whose height the reader sets."
 
@@ -117,3 +123,21 @@ def test_bad_input_is_refused_by_name(make, named):
 def test_importing_the_module_does_not_import_matplotlib():
     code = "import sys, pedagogic_peft.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_bars_show_the_numbers_that_were_given():
+    figure = bars_explorable(
+        Slider("w", "weight", [0, 0.5, 1]), {"up": [0, 50, 100], "down": [9, 5, 1]}, "abc", alt=ALT
+    )
+    data = data_of(figure)
+    assert data["bars"] == {"up": [0, 50, 100], "down": [9, 5, 1]}
+    assert data["longest"] == 100
+    assert "up: 0, 50, 100 %" in figure.text
+    assert "weight: 0, 0.5, 1" in figure.text
+
+
+def test_bars_of_another_number_than_the_slider_are_refused():
+    with pytest.raises(ValueError, match="up: 1 entries for the 2 values"):
+        bars_explorable(Slider("w", "w", [0, 1]), {"up": [1]}, "ab", alt=ALT)
+    with pytest.raises(ValueError, match="sentences: 3 entries"):
+        bars_explorable(Slider("w", "w", [0, 1]), {"up": [1, 2]}, "abc", alt=ALT)
