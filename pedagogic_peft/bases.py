@@ -7,13 +7,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-POCKET = ("pocket-gpt",)
+POCKET = ("pocket-gpt", "pocket-vit")
 
 
 def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
     """Load a pretrained base model and its tokenizer, in evaluation mode.
 
-    ``"pocket-gpt"`` ships inside this package and needs no network. Any other name is a folder or a
+    ``"pocket-gpt"`` and ``"pocket-vit"``, which reads images (`pedagogic_peft.pocket.vision`), ship
+    inside this package and need no network. Any other name is a folder or a
     model of the Hugging Face Hub that ``AutoModelForCausalLM`` can load, such as ``"gpt2"``.
 
     Args:
@@ -22,7 +23,7 @@ def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
 
     Returns:
         ``(model, tokenizer)``. The tokenizer has a padding token: where the model has none, its
-        end-of-text token takes that place, as is usual for GPT-2.
+        end-of-text token takes that place, as is usual for GPT-2. A model of images has None.
 
     Raises:
         OSError: there is no such model, or no network to fetch it; names the nearest pocket model.
@@ -46,8 +47,10 @@ def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
 
 
 def _load(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
+    if source == str(pocket_folder("pocket-vit")):
+        return AutoModelForImageClassification.from_pretrained(source, **options).eval(), None
     model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.pad_token is None:
