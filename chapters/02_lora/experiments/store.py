@@ -4,6 +4,7 @@ A run that is killed loses at most the cell it was at: the next run goes on from
 """
 
 import json
+import os
 import platform
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -20,7 +21,8 @@ def read(path: Path) -> list[Cell]:
     """Return the stored records; a last line that was cut off by a crash is left out."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    *lines, _ = path.read_text().split("\n")  # a whole line ends with a newline
+    return [json.loads(line) for line in lines]
 
 
 def run_missing(cells: Sequence[Cell], run: Callable[..., Cell], path: Path) -> list[Cell]:
@@ -29,7 +31,9 @@ def run_missing(cells: Sequence[Cell], run: Callable[..., Cell], path: Path) -> 
     A record is the cell, what ``run`` returned, and where it was made.
     """
     records = read(path)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    whole = path.with_suffix(".new")  # without a line that was cut off
+    whole.write_text("".join(json.dumps(record) + "\n" for record in records))
+    os.replace(whole, path)
     done = [{key: record.get(key) for key in cells[0]} for record in records]
     made = {"date": str(date.today()), "torch": torch.__version__, "machine": platform.machine()}
     for cell in tqdm([cell for cell in cells if cell not in done], desc=path.stem):
