@@ -1,6 +1,6 @@
 """The comparison of page 2.5: LoRA and its variants at about equal budget, each at its own rate.
 
-    python chapters/02_lora/experiments/lora_family.py    # runs what is missing, about 15 minutes in all
+    python -m pedagogic_peft.experiments.lora_family    # runs what is missing, about 15 minutes in all
 
 Every method gets five tries: learning rates that differ by factors of about three, the best of them
 not at the edge where that could be had. The page chooses by the validation score and reports the test
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from store import Cell, run_missing
 
 from pedagogic_peft import (
     AdaLoRA,
@@ -29,11 +28,12 @@ from pedagogic_peft import (
     lora_plus_groups,
     train,
 )
+from pedagogic_peft.experiments.store import Cell, run_missing
 from pedagogic_peft.pocket import tasks
 
 RESULTS = Path(__file__).with_name("lora_family.jsonl")
 SEEDS = (0, 1, 2)
-EVERYWHERE = {"target_modules": "all-linear"}
+EVERYWHERE: dict[str, Any] = {"target_modules": "all-linear"}
 METHODS: dict[str, tuple[Callable[[], Any], tuple[float, ...]]] = {
     "LoRA": (lambda: LoRA(r=8, alpha=16, **EVERYWHERE), (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
     "rsLoRA": (

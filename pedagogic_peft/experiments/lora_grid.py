@@ -1,18 +1,20 @@
 """The grid of page 2.3: which matrices, which rank, which scaling, which learning rate.
 
-    python chapters/02_lora/experiments/lora_grid.py    # runs what is missing, about 15 minutes in all
+    python -m pedagogic_peft.experiments.lora_grid    # runs what is missing, about 15 minutes in all
 
 Each cell adapts pocket-gpt to sentiment and stores the accuracy on 250 validation reviews.
 """
 
 import copy
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from store import Cell, run_missing
 
 from pedagogic_peft import LoRA, attach, count_parameters, load_base, train
+from pedagogic_peft.experiments.store import Cell, run_missing
 from pedagogic_peft.pocket import tasks
 
 RESULTS = Path(__file__).with_name("lora_grid.jsonl")
@@ -21,14 +23,14 @@ SEEDS = (0, 1, 2)
 RANKS = (1, 4, 16, 64)
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 # The scaling of ΔW at rank r. All three agree at rank 8.
-SCALINGS = {
+SCALINGS: dict[str, Callable[[int], dict[str, Any]]] = {
     "2": lambda r: {"alpha": 2 * r},
     "16 / r": lambda r: {"alpha": 16},
     "5.7 / √r": lambda r: {"alpha": 2 * 8**0.5, "use_rslora": True},
 }
 ALL_RATES = (3e-3, 5e-3, 1e-2, 2e-2)
 # At equal budget: the ranks give each set 48,640 to 49,728 trained parameters.
-TARGETS = {
+TARGETS: dict[str, tuple[Any, int]] = {
     "q, v": (["q_proj", "v_proj"], 19),
     "q, k, v, o": (["q_proj", "k_proj", "v_proj", "o_proj"], 10),
     "feed-forward": (["gate_proj", "up_proj", "down_proj"], 7),
@@ -37,7 +39,7 @@ TARGETS = {
 
 
 @cache
-def material():
+def material() -> tuple[Any, Any, list[Any], list[tasks.Example]]:
     """Return the base, its tokenizer, the training data and the validation reviews."""
     torch.set_num_threads(1)
     base, tokenizer = load_base("pocket-gpt")
