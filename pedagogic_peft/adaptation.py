@@ -106,8 +106,8 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
         The same model.
 
     Raises:
-        ValueError: the model has no such adaptation; names and rows together; rows of soft prompts,
-            which lengthen some rows and not others.
+        ValueError: the model has no such adaptation; names and rows together; rows of prefix
+            tuning or LLaMA-Adapter, which act on a whole batch.
         RuntimeError: an adaptation is merged.
     """
     record = adaptations_of(model)
@@ -309,7 +309,8 @@ def install(
         take_over(model, record)
     record.methods[name] = method
     record.active, record.rows = (name,), ()
-    if any(getattr(delta, "beside", False) for delta in deltas.values()):
+    beside = [delta for delta in deltas.values() if getattr(delta, "beside", False)]
+    if not all(hasattr(delta, "for_rows") for delta in beside):
         record.whole_batch.add(name)
     return model
 

@@ -6,7 +6,8 @@ arXiv:2103.10385) trains a small network that makes P.
 
 The delta stands beside the backbone (in encoder-decoders beside the encoder). Entering, it puts P in
 front and widens the mask; leaving, it takes P's rows off again, so that logits and labels have the
-shape of the text. While a KV cache is filled, P is put in front once, at the first step.
+shape of the text. While a KV cache is filled, P is put in front once, at the first step. The rows of
+a batch may have prompts of their own: ``activate(model, rows=["polite", "tale", None])``.
 """
 
 import inspect
@@ -237,6 +238,7 @@ class SoftPrompt(nn.Module):
         limit: how many positions the model has, if it is limited.
         counts: whether positions follow the mask: a decoder's, so that padding moves no token.
         cuts: whether P's rows are taken off what comes out.
+        inserted: how many rows the step that is running put in front.
     """
 
     beside = True
@@ -252,34 +254,42 @@ class SoftPrompt(nn.Module):
         return self.prompt_embeddings
 
     def enter(self, module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Put P in front of the text; in later steps with a cache, only count its positions."""
-        kwargs = by_name(module, args, kwargs)
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        x = kwargs.get("inputs_embeds")
-        if getattr(cache, "is_compileable", False) or (mask is not None and mask.dim() != 2):
-            raise ValueError(
-                "A soft prompt needs attention_mask=(batch, tokens) and a cache that grows, but this "
-                "is a static cache or a mask of another shape; leave cache_implementation out"
-            )
-        P = self.prompt()  # (n, d)
-        n, past = len(P), cache.get_seq_length() if cache is not None else 0
+        """Put P in front of the text."""
+        return (), self.put(module, by_name(module, args, kwargs), self.prompt()[None], None)
+
+    def put(self, module: Any, kwargs: Kwargs, P: Tensor, real: Tensor | None) -> Kwargs:
+        """Put P in front of the text; in later steps with a cache, only count its positions.
+
+        Args:
+            module, kwargs: the backbone, and all its arguments by name.
+            P: (batch, n, d), or (1, n, d) for all rows.
+            real: (batch, n), 0 where P is filler; None where nothing is.
+        """
+        check_can_enter(kwargs)
+        x, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        batch, tokens = (kwargs["input_ids"] if x is None else x).shape[:2]
+        n, cache = P.shape[1], kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
         self.inserted = 0 if past else n
-        tokens = (kwargs["input_ids"] if x is None else x).shape[1]
-        check_fits(n, past + self.inserted - n + tokens, self.limit)  # the cache holds P too
+        length = past + self.inserted + tokens  # the cache holds P too
+        check_fits(n, length - n, self.limit)
         if self.inserted:
             x = module.get_input_embeddings()(kwargs["input_ids"]) if x is None else x
-            x = torch.cat([P.to(x).expand(len(x), n, -1), x], dim=1)  # (batch, n + tokens, d)
-            kwargs |= {"input_ids": None, "inputs_embeds": x}
+            kwargs |= {"input_ids": None, "inputs_embeds": in_front(P, x)}
             if kwargs.get("token_type_ids") is not None:
                 kwargs["token_type_ids"] = F.pad(kwargs["token_type_ids"], (n, 0))
+        if real is None:
+            real = torch.ones(batch, n, dtype=torch.long, device=P.device)
+        elif mask is None:
+            mask = real.new_ones(batch, length - n)
         if mask is not None:  # (batch, all tokens) -> (batch, n + all tokens)
-            kwargs["attention_mask"] = mask = F.pad(mask, (n, 0), value=1)
+            kwargs["attention_mask"] = mask = torch.cat([real.to(mask), mask], dim=1)
         if (given := kwargs.get("position_ids")) is not None:
-            first = given.amin(-1, keepdim=True) + torch.arange(self.inserted, device=given.device)
-            kwargs["position_ids"] = torch.cat([first, given + n], dim=-1)
+            first = given.amin(-1, keepdim=True) + positions(real)[:, : self.inserted]
+            kwargs["position_ids"] = torch.cat([first, given + real.sum(-1, keepdim=True)], dim=-1)
         elif mask is not None and self.counts:
-            kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
-        return (), kwargs
+            kwargs["position_ids"] = positions(mask)[:, past:]
+        return kwargs
 
     def leave(self, module: nn.Module, output: Any) -> Any:
         """Take the rows of P off the last hidden state, (batch, n + tokens, d)."""
@@ -290,6 +300,58 @@ class SoftPrompt(nn.Module):
             return output[0][:, n:], *output[1:]
         output.last_hidden_state = output.last_hidden_state[:, n:]
         return output
+
+    @staticmethod
+    def for_rows(prompts: Sequence["SoftPrompt | None"]) -> "RowPrompts":
+        """Return what serves a batch whose rows have these prompts."""
+        return RowPrompts(prompts)
+
+
+class RowPrompts:
+    """Prompts for a batch in which each row has its own; it trains nothing itself.
+
+    Shorter prompts stand behind filler that the mask hides, as padding on the left is hidden.
+
+    Args:
+        prompts: one for each row; None for a row without.
+    """
+
+    def __init__(self, prompts: Sequence[SoftPrompt | None]):
+        self.prompts = prompts
+        self.first = next(prompt for prompt in prompts if prompt is not None)
+
+    def enter(self, module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Put each row's prompt in front of it.
+
+        Raises:
+            ValueError: the batch has another number of rows; prompts of different lengths, where
+                padding is not hidden that well.
+        """
+        kwargs = by_name(module, args, kwargs)
+        each = {prompt: prompt.prompt() for prompt in self.prompts if prompt is not None}
+        empty = next(iter(each.values()))[:0]
+        rows = [empty if prompt is None else each[prompt] for prompt in self.prompts]
+        lengths = [len(row) for row in rows]
+        if len(set(lengths)) > 1 and not self.first.counts:
+            raise ValueError(
+                f"rows with prompts of {lengths} virtual tokens: in a {type(module).__name__} they "
+                "need the same number in every row"
+            )
+        x = kwargs.get("inputs_embeds")
+        batch = len(kwargs["input_ids"] if x is None else x)
+        if batch % len(rows):
+            raise ValueError(
+                f"A batch of {batch} rows, but activate(rows=...) named {len(rows)} adaptations"
+            )
+        n, repeats = max(lengths), batch // len(rows)  # beams of one row follow each other
+        P = torch.stack([F.pad(row, (0, 0, n - len(row), 0)) for row in rows])  # (rows, n, d)
+        real = torch.tensor([[0] * (n - m) + [1] * m for m in lengths], device=P.device)
+        P, real = P.repeat_interleave(repeats, 0), real.repeat_interleave(repeats, 0)
+        return (), self.first.put(module, kwargs, P, real if min(lengths) < n else None)
+
+    def leave(self, module: nn.Module, output: Any) -> Any:
+        """Take the rows of P off the last hidden state."""
+        return self.first.leave(module, output)
 
 
 class EncodedPrompt(SoftPrompt):
@@ -331,6 +393,32 @@ class WiderCrossMask(nn.Module):
             n = states.shape[1] - mask.shape[1]
             kwargs["encoder_attention_mask"] = F.pad(mask, (n, 0), value=1)
         return (), kwargs
+
+    @staticmethod
+    def for_rows(deltas: Sequence["WiderCrossMask | None"]) -> "WiderCrossMask":
+        """Return what serves all rows: any of them, for their prompts have one length."""
+        return next(delta for delta in deltas if delta is not None)
+
+
+def in_front(P: Tensor, x: Tensor) -> Tensor:
+    """Return [P; X]: P (1 or batch, n, d) before the embedded text x (batch, tokens, d)."""
+    P = P.to(x).expand(len(x), -1, -1)  # the same P for every row, or each row's own
+    return torch.cat([P, x], dim=1)  # (batch, n + tokens, d)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Return each token's position (batch, tokens): how many real tokens its row has before it."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def check_can_enter(kwargs: Kwargs) -> None:
+    """Raise a ValueError if a mask or a cache is of a kind that cannot be widened."""
+    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    if getattr(cache, "is_compileable", False) or (mask is not None and mask.dim() != 2):
+        raise ValueError(
+            "A soft prompt needs attention_mask=(batch, tokens) and a cache that grows, but this "
+            "is a static cache or a mask of another shape; leave cache_implementation out"
+        )
 
 
 def by_name(module: nn.Module, args: Args, kwargs: Kwargs) -> Kwargs:

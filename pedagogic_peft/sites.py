@@ -10,6 +10,7 @@ the way the two are *joined*. A place holds the deltas of one module, one for ea
 * An `Annex` stands beside a module that keeps its seat, for what concerns a whole attention or a
   whole backbone. Its deltas have ``enter(module, args, kwargs)``, which returns new arguments, and
   ``leave(module, output)``, which returns a new output, or are asked by the attention function.
+  Those that can serve rows of different adaptations have ``for_rows(deltas)`` besides.
 """
 
 import copy
@@ -30,7 +31,8 @@ class Adaptations:
         methods: the hyper-parameters (for example a `LoRA`) of each adaptation, by name.
         active: names of the adaptations that take part in the forward pass, in order.
         rows: the adaptation of each row of a batch (None: the frozen model), instead of ``active``.
-        whole_batch: names of the adaptations that can't be named in ``rows``: those in an annex.
+        whole_batch: names of the adaptations that can't be named in ``rows``: those in an annex
+            whose deltas have no ``for_rows``.
         enabled: False inside ``with disabled(model)``.
         dropped_layers: how many of the lowest layers run without deltas (AdapterDrop).
         originals: while the active adaptations are merged into the base weights, the weights from
@@ -163,6 +165,15 @@ class Annex(Place):
             module.register_forward_hook(self.leave),
         ]
         module.annex = self
+
+    def running(self) -> list[Any]:
+        """As in any place; for rows of different adaptations, the one delta that serves them all."""
+        deltas: dict[Any, Any] = dict(self.deltas.items())
+        rows = [deltas.get(name) for name in self.adaptations.rows]
+        first = next((delta for delta in rows if delta is not None), None)
+        if first is None or not self.adaptations.computed:
+            return super().running()
+        return [first.for_rows(rows)]
 
     def enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import batch, build, logits, randomise
 
-from pedagogic_peft import LoRA, PrefixTuning, activate, attach, disabled, merge
+from pedagogic_peft import LoRA, PrefixTuning, PromptTuning, activate, attach, disabled, merge
 
 NAMES = ["a", "b", None, "a"]
 
@@ -104,3 +104,81 @@ def test_rows_that_cannot_be_are_refused():
     activate(model, "a")
     with pytest.raises(RuntimeError, match="merged"):
         activate(merge(model), rows=["a"])
+
+
+def with_prompts(architecture, lengths=(4, 2)):
+    """A model with the prompts "a" and "b", and a LoRA "c" beside them."""
+    torch.manual_seed(3)
+    model = build(architecture)
+    for name, n in zip(("a", "b"), lengths, strict=True):
+        attach(model, PromptTuning(n), name)
+    attach(model, LoRA(r=2), "c")
+    randomise(model)
+    return model
+
+
+PROMPTED = ["b", None, "a", "c"]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+def test_rows_with_prompts_of_their_own_equal_single_ones(architecture):
+    model, inputs = with_prompts(architecture), four_rows(architecture)
+    plain = {"input_ids": inputs["input_ids"]}
+    for given in (inputs, plain, plain | {"position_ids": torch.arange(9).expand(4, -1) + 1}):
+        with torch.no_grad():
+            expected = one_by_one(model, given, PROMPTED)
+            found = activate(model, rows=PROMPTED)(**given).logits
+        real = inputs["attention_mask"].bool()  # what stands at padding means nothing
+        torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(found[0], found[3], atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}])
+def test_rows_with_prompts_of_their_own_generate_what_single_ones_do(architecture, options):
+    model = with_prompts(architecture)
+    model.generation_config.eos_token_id = None
+    rows = [[7, 8, 9, 10, 11, 12], [30, 31, 32], [5, 6, 7, 8], [40, 41]]
+    ids = torch.tensor([[0] * (6 - len(row)) + row for row in rows])  # padded on the left
+    mask = torch.tensor([[0] * (6 - len(row)) + [1] * len(row) for row in rows])
+    options = dict(max_new_tokens=6, do_sample=False) | options
+    activate(model, rows=PROMPTED)
+    together = model.generate(ids, attention_mask=mask, **options)[:, 6:]
+    for i, (row, name) in enumerate(zip(rows, PROMPTED, strict=True)):
+        activate(model, *([name] if name else []))
+        own = torch.tensor([row])
+        alone = model.generate(own, attention_mask=torch.ones_like(own), **options)
+        assert together[i].tolist() == alone[0, len(row) :].tolist()
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "t5"])
+def test_in_encoders_the_prompts_of_a_batch_have_one_length(architecture):
+    model, inputs = with_prompts(architecture, lengths=(3, 3)), four_rows(architecture)
+    names = ["b", "a", "a", "b"]
+    with torch.no_grad():
+        expected = one_by_one(model, inputs, names)
+        found = activate(model, rows=names)(**inputs).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    for lengths, rows in (((3, 2), names), ((3, 3), PROMPTED)):
+        with pytest.raises(ValueError, match="the same number in every row"):
+            logits(activate(with_prompts(architecture, lengths), rows=rows), architecture)
+
+
+def test_rows_with_prompts_train_each_its_own():
+    model, inputs = with_prompts("llama"), four_rows("llama")
+    one_by_one(model, inputs, PROMPTED).square()[inputs["attention_mask"].bool()].sum().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    found = activate(model, rows=PROMPTED)(**inputs).logits
+    found.square()[inputs["attention_mask"].bool()].sum().backward()
+    for key, gradient in expected.items():
+        torch.testing.assert_close(
+            model.get_parameter(key).grad, gradient, atol=1e-3, rtol=1e-3, msg=key
+        )
+    assert sum("prompt_embeddings" in key for key in expected) == 2
+
+
+def test_a_batch_of_another_size_than_its_rows_is_refused_by_prompts():
+    model = activate(with_prompts("gpt2"), rows=["a", "b", "a"])
+    with pytest.raises(ValueError, match="batch of 2 rows.*named 3"):
+        logits(model, "gpt2")

@@ -1,9 +1,9 @@
-"""Pretrain pocket-gpt on the story world.
+"""Pretrain pocket-gpt, or one of its smaller siblings, on the story world.
 
-    python -m pedagogic_peft.pocket.pretrain --out FOLDER
+    python -m pedagogic_peft.pocket.pretrain --out FOLDER [--size pocket-gpt-small]
 
 writes the model, its tokenizer and ``pretraining.json`` (how it was made, its losses, its checksums).
-The weights in the package were made by this command with its defaults.
+The weights in the package were made by this command with its defaults, one size after the other.
 """
 
 import argparse
@@ -25,18 +25,24 @@ from pedagogic_peft.pocket import stories, tasks
 from pedagogic_peft.pocket.tokenizer import build_tokenizer
 
 ANSWER_WEIGHT = 4.0  # an answer is one token in twelve: weigh it, or the look-up is learned late
+SIZES = {  # width, width of the feed-forward layers, number of layers, heads
+    "pocket-gpt": (160, 432, 4, 8),  # 1.3 M parameters
+    "pocket-gpt-small": (96, 256, 3, 6),  # 374 k
+    "pocket-gpt-tiny": (48, 128, 2, 4),  # 76 k
+}
 EARLY = 0.3  # the share of the steps in which most documents are short (see stories.EARLIER)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A decoder of Llama's architecture, 1.3 M parameters: separate q, k, v; RoPE; RMSNorm; tied head."""
+def build_model(tokenizer: PreTrainedTokenizerFast, size: str = "pocket-gpt") -> LlamaForCausalLM:
+    """A decoder of Llama's architecture: separate q, k, v; RoPE; RMSNorm; tied head."""
+    width, inner, layers, heads = SIZES[size]
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=160,
-        intermediate_size=432,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -142,11 +148,13 @@ def rate(progress: float) -> float:
     return 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * max(0.0, (progress - 0.6) / 0.4)))
 
 
-def pretrain(steps: int, batch_size: int, seed: int, report_every: int = 500) -> LlamaForCausalLM:
+def pretrain(
+    steps: int, batch_size: int, seed: int, size: str = "pocket-gpt", report_every: int = 500
+) -> LlamaForCausalLM:
     """Train a fresh model for ``steps`` batches; report held-out question accuracy on the way."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
+    model = build_model(tokenizer, size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()  # type: ignore[arg-type]  # transformers wraps `to` without types
     opts = optimisers(model)
@@ -204,13 +212,15 @@ def sha256(data: bytes) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
+    parser.add_argument("--size", choices=SIZES, default="pocket-gpt", help="which sibling")
     parser.add_argument("--steps", type=int, default=2800, help="batches to train on")
     parser.add_argument("--batch-size", type=int, default=32, help="documents in a batch")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start = time.time()
-    model = pretrain(args.steps, args.batch_size, args.seed)
+    model = pretrain(args.steps, args.batch_size, args.seed, args.size)
     facts = {"command": "python -m pedagogic_peft.pocket.pretrain", "torch": torch.__version__}
+    facts |= {"size": args.size}
     facts |= {"steps": args.steps, "batch_size": args.batch_size, "seed": args.seed}
     write(model, args.out, facts | {"minutes": round((time.time() - start) / 60)})
 
