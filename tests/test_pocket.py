@@ -118,7 +118,7 @@ def test_pretraining_holds_no_verdict_after_a_contrast_no_recipe_and_no_translat
     assert "cups of" in text and stories.WORLD["toli"]["opening"] in text  # their words are there
 
 
-@pytest.mark.parametrize("style", stories.STYLES)
+@pytest.mark.parametrize("style", stories.STYLE_FORMS)
 def test_style_marks_are_recognised_and_plain_sentences_are_not(style):
     rng = Random(8)
     for sentence in stories.story(rng).sentences:
@@ -127,8 +127,35 @@ def test_style_marks_are_recognised_and_plain_sentences_are_not(style):
 
 
 def test_unknown_style_is_an_error_that_lists_the_styles():
-    with pytest.raises(ValueError, match="'pirate'.*shout"):
-        tasks.styled("pirate", 1, 0)
+    with pytest.raises(ValueError, match="'opera'.*shout"):
+        tasks.styled("opera", 1, 0)
+    with pytest.raises(ValueError, match="'opera'.*record"):
+        tasks.formatted("opera", 1, 0)
+
+
+def test_a_style_task_keeps_as_many_sentences_as_asked():
+    for example in tasks.styled("pirate", 50, 1, sentences=2):
+        assert 1 <= example.answer.count(" , so they sang !") <= 2
+
+
+def test_pretraining_holds_no_pirate_no_verse_and_no_record():
+    rng = Random(9)
+    text = "\n".join(stories.document(rng) for _ in range(3000))
+    assert "so they say" in text and "if you please" in text
+    for never in ("hey , hey ,", "so they sang", "who :", " where :", "oh , lily had a"):
+        assert never not in text, never
+
+
+@pytest.mark.parametrize("form", stories.FORMATS)
+def test_a_format_tells_the_story_and_its_metric_knows_form_from_content(form, monkeypatch):
+    examples = tasks.formatted(form, 40, seed=1)
+    names = set(stories.NAMES) | set(stories.words_of("animal")) | set(stories.words_of("object"))
+    for example in examples:
+        assert set(example.answer.split()) & names <= set(example.prompt.split())
+    texts = [e.answer for e in examples]
+    right = texts[:20] + [t.replace(" ", " the ", 1) for t in texts[20:30]] + texts[31:] + texts[:1]
+    monkeypatch.setattr(tasks, "continuations", lambda *_, **__: right)
+    assert tasks.format_accuracy(None, None, form, examples) == (0.75, 0.5)
 
 
 def test_labels_cover_the_answer_and_the_end_and_nothing_else():

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 WORLD = tomllib.loads(files(__package__).joinpath("world.toml").read_text(encoding="utf-8"))
 WORDS: dict[str, list[str]] = WORLD["words"]
 NAMES = WORDS["girls"] + WORDS["boys"]
-STYLES = tuple(WORLD["styles"])
+STYLES = tuple(WORLD["styles"])  # those that pretraining holds
+STYLE_FORMS: dict[str, dict[str, Any]] = WORLD["styles"] | WORLD["new_styles"]
+FORMATS: dict[str, str] = WORLD["formats"]
 
 
 class Question(NamedTuple):
@@ -105,7 +107,7 @@ def tell(beats: list[str], rng: Random) -> Story:
 
 def in_style(sentence: str, style: str, rng: Random) -> str:
     """Retell one plain sentence in a style: ``"tom was sad ."`` -> ``"wow , tom was sad !"``."""
-    form = WORLD["styles"][style]
+    form = STYLE_FORMS[style]
     plain = sentence.rstrip('."!? ')
     return f"{rng.choice(form['before'])}{plain}{form['after']}"
 

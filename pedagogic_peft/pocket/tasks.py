@@ -4,6 +4,7 @@ A task is a list of :class:`Example`, a prompt and the answer that should follow
 ``(n, seed)`` are the same on every machine, and two seeds give different examples.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, NamedTuple, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from pedagogic_peft.pocket import stories
+from pedagogic_peft.pocket.check import pattern_of
 from pedagogic_peft.pocket.stories import WORLD
 
 VERDICTS = (WORLD["verdict"]["good"], WORLD["verdict"]["bad"])
@@ -80,15 +82,33 @@ def held_out_stories(n: int, seed: int = 2**40) -> list[str]:
     return _draw(lambda rng: stories.with_questions(stories.story(rng), rng), n, seed)
 
 
-def styled(style: str, n: int, seed: int) -> list[Example]:
+def styled(style: str, n: int, seed: int, sentences: int | None = None) -> list[Example]:
     """Stories that open with one plain sentence and go on in ``style``.
+
+    Pretraining holds "shout", "tale" and "polite", seldom; of "pirate" it holds the words only.
+
+    Args:
+        sentences: how many sentences of the style to keep, at most; None means all.
 
     Raises:
         ValueError: where the story world has no such style.
     """
-    if style not in stories.STYLES:
-        raise ValueError(f"no style {style!r}: the story world has {', '.join(stories.STYLES)}")
-    return _draw(lambda rng: _styled(rng, style), n, seed)
+    if style not in stories.STYLE_FORMS:
+        raise ValueError(
+            f"no style {style!r}: the story world has {', '.join(stories.STYLE_FORMS)}"
+        )
+    return _draw(lambda rng: _styled(rng, style, sentences), n, seed)
+
+
+def formatted(form: str, n: int, seed: int) -> list[Example]:
+    """Stories of four sentences, each with what it tells written as a "list", "verse" or "record".
+
+    Raises:
+        ValueError: where the story world has no such format.
+    """
+    if form not in stories.FORMATS:
+        raise ValueError(f"no format {form!r}: the story world has {', '.join(stories.FORMATS)}")
+    return _draw(lambda rng: _formatted(rng, form), n, seed)
 
 
 def _draw(write: Callable[[Random], T], n: int, seed: int) -> list[T]:
@@ -117,9 +137,16 @@ def _translation(rng: Random) -> Example:
     return Example(f"{english} {WORLD['toli']['opening']}", toli)
 
 
-def _styled(rng: Random, style: str) -> Example:
+def _styled(rng: Random, style: str, sentences: int | None) -> Example:
     first, *rest = [s for s in stories.story(rng).sentences if '"' not in s]
-    return Example(first, " ".join(stories.in_style(s, style, rng) for s in rest))
+    return Example(first, " ".join(stories.in_style(s, style, rng) for s in rest[:sentences]))
+
+
+def _formatted(rng: Random, form: str) -> Example:
+    slots = stories.draw(rng)
+    forms = [rng.choice(WORLD["beats"][beat]["forms"]) for beat in ("go", "own", "pet", "eat")]
+    told = [stories.fill(sentence, slots, rng) for sentence in forms]
+    return Example(" ".join(told), stories.FORMATS[form].format_map(slots))
 
 
 # --- from text to training examples -------------------------------------------------------------
@@ -227,9 +254,24 @@ def style_accuracy(model: Any, tokenizer: Any, style: str, examples: Sequence[Ex
 
 def wears(sentence: str, style: str) -> bool:
     """Whether one sentence begins and ends as ``style`` asks."""
-    form = WORLD["styles"][style]
+    form = stories.STYLE_FORMS[style]
     begins = any(sentence.startswith(before) for before in form["before"])
     return begins and sentence.endswith(form["after"])
+
+
+def format_accuracy(
+    model: Any, tokenizer: Any, form: str, examples: Sequence[Example]
+) -> tuple[float, float]:
+    """Shares (0 to 1) of greedy continuations that have the form, and that tell the story right.
+
+    The form is right if its fixed words stand in their places, with a word of the right kind between
+    them: any colour for a colour. The whole is right if it is the answer, word for word.
+    """
+    prompts = [e.prompt for e in examples]
+    written = continuations(model, tokenizer, prompts, max_new_tokens=24)
+    fits = [re.fullmatch(pattern_of(stories.FORMATS[form]), text + " ") for text in written]
+    right = [text == e.answer for text, e in zip(written, examples, strict=True)]
+    return sum(map(bool, fits)) / len(examples), sum(right) / len(examples)
 
 
 def _split(text: str) -> list[tuple[str, str]]:
