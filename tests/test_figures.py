@@ -10,10 +10,22 @@ import pytest
 from matplotlib.figure import Figure
 
 from pedagogic_peft.figures import (
+    Box,
+    Check,
+    Curves,
+    Diagram,
+    HeatMap,
+    Select,
     Slider,
     bars_explorable,
+    calculator_explorable,
+    chooser_explorable,
+    curves_explorable,
+    diagram_explorable,
     explorable,
     frame_slider,
+    heatmap_explorable,
+    live,
     rank_explorable,
 )
 
@@ -32,8 +44,42 @@ def data_of(figure) -> dict:
 
 
 def small(**changes):
-    given = {"data": [1, 2], "sliders": [Slider("x", "x", [1, 2])], "script": "return at.x.value;"}
+    given = {"data": [1, 2], "controls": [Slider("x", "x", [1, 2])], "script": "return at.x.value;"}
     return explorable(**(given | {"alt": ALT, "still": Figure()} | changes))
+
+
+def heat(controls=None, **changes):
+    given = {"rows": ["a", "b"], "columns": ["x", "y", "z"], "say": "Look."}
+    given["values"] = np.arange(6).reshape(2, 3) / 3
+    controls = controls or [Slider("k", "k", [1, 2])]
+    return heatmap_explorable(lambda k: HeatMap(**(given | changes)), controls, alt=ALT)
+
+
+def curves(y=1, **options):
+    def compute(k):
+        return Curves({"a": [(1, y), (2, 2 * k)]}, f"It ends at {2 * k}.")
+
+    return curves_explorable(compute, [Slider("k", "k", [1, 2])], x="x", y="y", alt=ALT, **options)
+
+
+def diagram(*arrows):
+    boxes = [Box("in", "x", "data", 0), Box("map", "W", "frozen", 1), Box("out", "h", "data", 2)]
+    side = Box("side", "BA", "trained", 1, 1)
+
+    def compute(k):
+        return Diagram([*boxes, side][: 3 + k], arrows, f"{k} updates")
+
+    return diagram_explorable(compute, [Slider("k", "k", [0, 1])], alt=ALT)
+
+
+def calculator(compute):
+    sizes = Slider("n", "parameters", [1, 2, 4])
+    return calculator_explorable(compute, "return {weights: at.n};", [sizes], alt=ALT, unit="GB")
+
+
+def chooser(rules):
+    sizes = Select("size", "size", ["small", "large"])
+    return chooser_explorable([sizes], {"LoRA": rules, "full": {}}, alt=ALT)
 
 
 def test_rank_explorable_rebuilds_the_matrix(matrix):
@@ -88,7 +134,7 @@ def test_frame_slider_draws_one_picture_per_value():
 
 
 def test_nothing_in_a_figure_is_loaded_from_elsewhere(matrix):
-    assert "http" not in rank_explorable(matrix, 3).html
+    assert "http" not in rank_explorable(matrix, 3).html.replace("http://www.w3.org/2000/svg", "")
 
 
 def test_text_cannot_break_out_of_the_page():
@@ -113,6 +159,19 @@ def test_text_cannot_break_out_of_the_page():
         (lambda: rank_explorable(np.eye(4), 5), "max_rank=5"),
         (lambda: rank_explorable(np.eye(201), 3), r"\(201, 201\)"),
         (lambda: frame_slider(print, range(21), label="x", alt=ALT), "21 frames"),
+        (lambda: small(controls=[Slider("x", "x", [1, 2]), Check("x", "y")]), "of its own"),
+        (lambda: Slider("x", "x", [1, 2], shown=["one"]), "expected 2"),
+        (lambda: heat(rows=["a"]), r"\(2, 3\): expected \(1, 3\)"),
+        (lambda: heat(values=np.full((2, 3), np.inf)), "finite"),
+        (lambda: heat(controls=[Slider("k", "k", range(201))]), "201 settings"),
+        (lambda: curves(log_y=True, y=0), "y=0.0: expected numbers that are above zero"),
+        (lambda: curves(y=float("nan")), "finite"),
+        (lambda: Box("a", "a", "frozn", 0), "'frozn': expected one of frozen"),
+        (lambda: diagram(("in", "nowhere")), "no box 'nowhere'"),
+        (lambda: calculator(lambda n: {"weights": -n}), "-1"),
+        (lambda: chooser({"size": {"tiny": (1, "small")}}), "no answer 'tiny'"),
+        (lambda: chooser({"colour": {"red": (1, "red")}}), "question 'colour'"),
+        (lambda: chooser({"size": {"small": (4, "small")}}), "points 4"),
     ],
 )
 def test_bad_input_is_refused_by_name(make, named):
@@ -141,3 +200,72 @@ def test_bars_of_another_number_than_the_slider_are_refused():
         bars_explorable(Slider("w", "w", [0, 1]), {"up": [1]}, "ab", alt=ALT)
     with pytest.raises(ValueError, match="sentences: 3 entries"):
         bars_explorable(Slider("w", "w", [0, 1]), {"up": [1, 2]}, "abc", alt=ALT)
+
+
+def test_a_heat_map_holds_what_was_computed_at_every_setting():
+    controls = [Slider("k", "k", [1, 2]), Check("half", "half")]
+
+    def compute(k, half):
+        values = [[0, k / (1 + half)]]
+        return HeatMap(["row"], ["left", "right"], values, f"k is {k}, half is {half}")
+
+    figure = heatmap_explorable(compute, controls, alt=ALT)
+    data = data_of(figure)
+    assert {key: one["values"] for key, one in data["frames"].items()} == {
+        "0,0": [[0, 1]], "0,1": [[0, 0.5]], "1,0": [[0, 2]], "1,1": [[0, 1]],
+    }  # fmt: skip
+    assert (data["low"], data["high"]) == (0, 2)
+    assert "k is 2, half is True" in figure.text
+
+
+def test_a_heat_map_with_negative_numbers_has_white_at_zero():
+    data = data_of(heat(values=[[-1, 0, 1], [2, 0, 0]]))
+    assert (data["low"], data["high"]) == (-2, 2)
+    assert data["colours"][len(data["colours"]) // 2] == [255, 255, 255]
+
+
+def test_curves_share_axes_that_hold_every_setting():
+    figure = curves(y=3)
+    box = data_of(figure)["box"]
+    assert box["x0"] <= 1 and box["x1"] >= 2 and box["y0"] <= 2 and box["y1"] >= 4
+    assert figure.text.endswith("It ends at 2.\nIt ends at 4.")
+
+
+def test_a_diagram_draws_every_box_and_every_arrow_in_its_frame():
+    frames = data_of(diagram(("in", "map"), ("in", "out"), ("map", "out")))["frames"]
+    assert [len(frame["boxes"]) for frame in frames.values()] == [3, 4]
+    for frame in frames.values():
+        assert len(frame["arrows"]) == 3
+        corners = [corner for arrow in frame["arrows"] for corner in arrow]
+        assert all(0 <= x <= frame["width"] and 0 <= y <= frame["height"] for x, y in corners)
+        assert all(box["x"] + box["w"] <= frame["width"] for box in frame["boxes"])
+
+
+def test_a_calculator_carries_pythons_results_for_the_browser_to_compare():
+    data = data_of(calculator(lambda n: {"weights": 3 * n}))
+    assert len(data["checks"]) == 25
+    for (position,), parts in data["checks"]:
+        assert parts == {"weights": 3 * [1, 2, 4][position]}
+
+
+def test_a_chooser_says_every_rule_to_who_cannot_see_it():
+    figure = chooser({"size": {"small": (2, "41 % here"), "large": (None, "too slow")}})
+    assert "LoRA / size = small: 2, 41 % here" in figure.text
+    assert "LoRA / size = large: out, too slow" in figure.text
+
+
+def test_live_controls_are_one_sentence_where_nobody_can_move_them(monkeypatch, capsys):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    live(print, r=[1, 2])
+    assert "JupyterLab" in capsys.readouterr().out
+
+
+def test_live_controls_run_the_function_with_what_the_reader_chose(monkeypatch):
+    shown, seen = [], []
+    monkeypatch.setenv("JPY_SESSION_NAME", "page.ipynb")
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    live(lambda r, alpha: seen.append((r, alpha)), r=[1, 2, 4], alpha=[8, 16])
+    rank, alpha, button, _ = shown[0].children
+    rank.value, alpha.value = 4, 16
+    button.click()
+    assert seen == [(4, 16)]

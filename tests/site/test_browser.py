@@ -84,7 +84,7 @@ def test_page(tab, address, page):
     tab.goto(f"{address}/{page}", wait_until="load")
     check_formulas(tab)
     check_width(tab)
-    check_sliders(tab)
+    check_figures(tab)
     assert tab.evaluate("document.documentElement.dataset.theme") == tab.scheme
     assert not tab.refused, "requests to other hosts"
     assert not tab.complaints, "errors in the console"
@@ -108,25 +108,60 @@ def check_width(tab) -> None:
     assert wide <= 0, f"{wide} px wider than the screen"
 
 
-def check_sliders(tab) -> None:
-    """Each slider moves by keyboard, changes the figure, and is put back by the reader."""
+def check_figures(tab) -> None:
+    """Every control moves by keyboard, and the figure changes with it."""
     for figure in tab.locator("figure.explorable").all():
-        said, slider = figure.locator("output"), figure.locator("input[type=range]").first
-        before = said.inner_text(), drawing(figure)
-        assert before[0], "a figure that says nothing"
-        slider.focus()
-        key = "ArrowLeft" if slider.input_value() == slider.get_attribute("max") else "ArrowRight"
-        slider.press(key)
-        assert said.inner_text() != before[0], "the sentence did not change"
-        shown = {before[1], drawing(figure)}  # neighbouring values may look alike: go to both ends
-        for end in ("Home", "End"):
-            slider.press(end)
-            shown.add(drawing(figure))
-        assert len(shown) > 1, "the picture did not change"
+        assert figure.locator("output").inner_text(), "a figure that says nothing"
+        controls = figure.locator("[name]").all()
+        assert controls, "a figure without controls"
+        for control in controls:
+            before = shown(figure)
+            seen = {before} | {shown(figure) for _ in moves(control)}
+            assert len(seen) > 1, f"control {control.get_attribute('name')} changes nothing"
+        check_calculator(figure)
 
 
-def drawing(figure) -> str:
-    """What the figure shows, as text: its mark-up and the pixels of its canvases."""
+def moves(control):
+    """Move one control by keyboard to other places, stopping at each of them."""
+    control.focus()
+    if control.get_attribute("type") == "checkbox":
+        control.press("Space")
+        yield
+        return
+    slider = control.get_attribute("type") == "range"
+    for key in ("Home", "End") if slider else ("Home", "ArrowDown", "End"):
+        control.press(key)
+        yield
+    if slider:
+        control.press("ArrowLeft")
+        yield
+        assert control.input_value() != control.get_attribute("max"), "an arrow key does nothing"
+
+
+def check_calculator(figure) -> None:
+    """A calculator's formula gives what the page's Python gave."""
+    differing = figure.evaluate(
+        """(figure) => {
+        const inputs = [...figure.querySelectorAll("[name]")], wrong = [];
+        for (const [positions, parts] of figure.draw(figure.read()).checks ?? []) {
+            inputs.forEach((input, i) => {
+                if (input.type === "checkbox") input.checked = Boolean(positions[i]);
+                else input.value = positions[i];
+            });
+            const found = figure.draw(figure.read()).parts;
+            for (const name of new Set([...Object.keys(parts), ...Object.keys(found)]))
+                if (!(Math.abs(found[name] - parts[name]) <= 1e-6 * Math.abs(parts[name])))
+                    wrong.push([positions, name, parts[name], found[name]]);
+        }
+        return wrong;
+    }"""
+    )
+    assert not differing, f"JavaScript and Python disagree: {differing[:3]}"
+
+
+def shown(figure) -> str:
+    """What the figure shows and says: mark-up, pixels of its canvases, and its sentence."""
     pixels = "stage => [...stage.querySelectorAll('canvas')].map(c => c.toDataURL()).join()"
     stage = figure.locator(".stage")
-    return stage.inner_html() + stage.evaluate(pixels)
+    said = figure.locator("output").inner_text()
+    return said + stage.inner_html() + stage.evaluate(pixels)
