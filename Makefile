@@ -30,7 +30,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport MPLBACKEND
 export CHAPTERS
 
-.PHONY: help setup test gate book check-site publish serve run lint screenshot clean distclean
+.PHONY: help setup assignments grade test-assignments test gate book check-site publish serve run lint screenshot clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -44,8 +44,22 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+assignments: $(STAMP)  ## build student versions and autograder packages (ASSIGNMENT=lora for one)
+	$(BIN)/python assignments/build.py --assignment '$(ASSIGNMENT)' --url '$(ASSIGNMENTS_URL)'
+
+grade: $(STAMP)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=folder LIMIT=600 JOBS=1]
+	@test -n '$(SUBMISSIONS)' || { echo "which folder? make grade SUBMISSIONS=folder"; exit 1; }
+	@ls _build/assignments/*/assignment.json > /dev/null 2>&1 || $(MAKE) --no-print-directory assignments
+	$(BIN)/python assignments/grade.py '$(SUBMISSIONS)' --assignment '$(ASSIGNMENT)' \
+	    $(if $(GRADES),--out "$(GRADES)") $(if $(LIMIT),--seconds $(LIMIT)) $(if $(JOBS),--jobs $(JOBS)) \
+	    $(if $(ISOLATION),--isolation $(ISOLATION))
+
+test-assignments: $(STAMP)  ## build and grade as course staff do, with hostile submissions too
+	$(BIN)/python -m pytest tests/grading
+
 test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict)
-	$(BIN)/python -m pytest tests --ignore=tests/site --ignore=tests/test_notebooks.py
+	$(BIN)/python -m pytest tests --ignore=tests/site --ignore=tests/grading \
+	    --ignore=tests/test_notebooks.py
 	@$(MAKE) --no-print-directory gate
 
 # The gate every notebook passes before it is published. CHAPTERS=FOLDER judges another folder.

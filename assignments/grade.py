@@ -1,0 +1,475 @@
+"""Grade a folder of submitted notebooks: one line of a CSV, and a page of feedback, for each.
+
+    make grade SUBMISSIONS=folder [ASSIGNMENT=lora] [GRADES=folder] [LIMIT=600] [JOBS=1]
+
+The tests are otter-grader's test files, from the packages that `make assignments` built, and otter
+runs them and counts the points. Only the submission is kept apart. otter's own runner executes the
+tests inside the student's kernel and believes the pickle that comes back, so a notebook that replaces
+a few of otter's functions gets full points. Here the notebook runs in a process of its own
+(`student_process.py`), without the tests. A test asks that process to run a small function with the
+student's names, gets plain values back, and judges them in this process.
+"""
+
+import argparse
+import ast
+import csv
+import json
+import marshal
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import wire
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PACKAGE = ROOT / "pedagogic_peft"
+SYSTEM = (
+    "/usr /bin /sbin /lib /lib64 /etc/ld.so.cache /etc/alternatives /dev/null /dev/zero /dev/full "
+    "/dev/random /dev/urandom /sys/devices/system/cpu"
+).split()
+UNSHARE = "unshare --user --map-root-user --mount --pid --fork --kill-child --net --ipc".split()
+NO_JAIL = (
+    "This machine does not let a process be cut off from files and network (Linux with unprivileged "
+    "user namespaces is needed). Grade in a virtual machine or a privileged container; or, for "
+    "submissions that you trust not to cheat, say ISOLATION=limits, which keeps the limits on time, "
+    "memory and output, and the tests out of their process"
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a submission may use, and whether it is jailed ("jail") or only limited ("limits")."""
+
+    seconds: int = 600  # for all its cells and looks together
+    cell_seconds: int = 180  # for one cell or look; then the next one runs
+    memory: int = 4  # GiB of address space for each of its processes; torch alone takes about two
+    output: int = 2**20  # bytes; nothing printed is kept, and more than this is told
+    disk: int = 512 * 2**20  # bytes of files
+    isolation: str = "jail"
+
+
+class Stopped(Exception):
+    """The submission's process is not there any more; says why."""
+
+
+class StudentError(Exception):
+    """The submission's code raised; says what."""
+
+
+class Submission:
+    """A running submission. `look` asks it; `close` ends it."""
+
+    def __init__(self, notebook: Path, limits: Limits):
+        self.limits, self.why, self.printed = limits, "", 0
+        self.deadline = time.monotonic() + limits.seconds
+        self.folder = Path(tempfile.mkdtemp(prefix="submission-"))
+        self.connection, theirs = socket.socketpair()
+        try:
+            self.process = self._start(notebook, theirs)
+        finally:
+            theirs.close()
+        self.reader = threading.Thread(target=self._swallow, daemon=True)
+        self.reader.start()
+        try:
+            self.errors = [str(error) for error in self._receive()["errors"]]
+        except (Stopped, KeyError, TypeError):
+            self.errors = []
+            self.why = self.why or "its process sent nonsense"
+
+    def _start(self, notebook: Path, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        """Start the process, with nothing of this process's environment."""
+        inside = self.folder / "in"
+        inside.mkdir()
+        for file in (HERE / "student_process.py", HERE / "wire.py"):
+            shutil.copy(file, inside)
+        shutil.copy(notebook, inside / "submission.ipynb")
+        python, limits = os.path.realpath(sys.prefix) + "/bin/python", self.limits
+        arguments = (
+            theirs.fileno(),
+            inside / "submission.ipynb",
+            limits.memory * 2**30,
+            limits.cell_seconds,
+        )
+        command = [python, "-u", str(inside / "student_process.py"), *map(str, arguments)]
+        home = self.folder / "home"
+        home.mkdir()
+        environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "PYTHONPATH": f"{inside}:{ROOT}",
+            "HOME": str(home),
+            "TMPDIR": str(home),
+            "IPYTHONDIR": str(home),
+            "MPLCONFIGDIR": str(home),
+            "USER": "student",
+            "MPLBACKEND": "Agg",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONHASHSEED": "0",
+            "HF_HUB_OFFLINE": "1",
+            "LANG": "C.UTF-8",
+        } | {k: v for k in ("OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY") if (v := os.environ.get(k))}
+        if limits.isolation == "jail":
+            prefixes = {os.path.realpath(p) for p in (sys.prefix, sys.base_prefix)}
+            visible = [*SYSTEM, *(p for p in prefixes if not p.startswith("/usr")), PACKAGE, inside]
+            jail = [HERE / "jail.sh", self.folder / "root", limits.disk, *visible, "--"]
+            (self.folder / "root").mkdir()
+            command = [*UNSHARE, *map(str, jail), *command]
+        return subprocess.Popen(
+            command,
+            cwd=home,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+
+    def _swallow(self) -> None:
+        """Read what it prints, so that it never waits for us; keep none of it."""
+        assert self.process.stdout is not None
+        while piece := self.process.stdout.read1(2**16):
+            self.printed += len(piece)
+
+    def look(self, what: Callable[..., Any], *given: Any) -> Any:
+        """Run the code of ``what`` in the submission's process; return the plain value it returned.
+
+        Raises:
+            StudentError: it raised there.
+            Stopped: the process is gone, or was stopped for taking too long.
+        """
+        if self.why:
+            raise Stopped(self.why)
+        try:
+            self.connection.settimeout(self._left())
+            wire.send(self.connection, marshal.dumps((what.__code__, given)))
+        except OSError:
+            self._stop()
+        reply = self._receive()
+        if not isinstance(reply, dict) or not reply.keys() & {"value", "error"}:
+            raise StudentError("the answer is no value")
+        if "error" in reply:
+            raise StudentError(one_line(reply["error"]))
+        return reply["value"]
+
+    def _receive(self) -> Any:
+        try:
+            self.connection.settimeout(self._left())
+            return wire.unpack(wire.receive(self.connection))
+        except ValueError as error:
+            self._stop(f"its process sent {error}")
+        except (EOFError, OSError):
+            self._stop()
+
+    def _left(self) -> float:
+        return max(self.deadline - time.monotonic(), 0.001)
+
+    def _stop(self, why: str = "") -> None:
+        """End the process and raise `Stopped`."""
+        late = time.monotonic() >= self.deadline
+        code = None if late else self.process.wait(timeout=5) if self._ended(5) else None
+        self.why = why or (
+            f"stopped: it ran longer than {self.limits.seconds} s"
+            if late
+            else f"its process ended by itself (exit status {code}); out of memory?"
+        )
+        self.close()
+        raise Stopped(self.why)
+
+    def _ended(self, seconds: float) -> bool:
+        try:
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the process and all it started, and delete its files."""
+        self.connection.close()
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        self.reader.join(timeout=5)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+# --- from a notebook to a line of the table -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Package:
+    """A built assignment: its questions, and the source of their tests."""
+
+    name: str
+    title: str
+    questions: list[dict[str, Any]]  # name, points, manual
+    reserved: list[str]  # what of the library the exercise asks to write
+    tests: dict[str, str]
+
+
+def read_package(folder: Path) -> Package:
+    """Read what `make assignments` built in this folder."""
+    about = json.loads((folder / "assignment.json").read_text(encoding="utf-8"))
+    [archive] = (folder / "autograder").glob("*.zip")
+    with zipfile.ZipFile(archive) as files:
+        names = [n for n in files.namelist() if re.fullmatch(r"tests/\w+\.py", n)]
+        tests = {Path(name).stem: files.read(name).decode() for name in names}
+    return Package(folder.name, about["title"], about["questions"], about["reserved"], tests)
+
+
+@dataclass
+class Grade:
+    """What one submission gets."""
+
+    submission: str
+    assignment: str = ""
+    status: str = "graded"
+    points: dict[str, float] = field(default_factory=dict)
+    possible: float = 0
+    to_read: float = 0  # points of the written questions
+    hints: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    written: dict[str, str] = field(default_factory=dict)
+    seconds: int = 0
+
+
+def run_tests(package: Package, look: Callable[..., Any]) -> Iterator[tuple[str, float, list[str]]]:
+    """Run otter's test files; yield each question's name, its points, and the hints of what failed."""
+    from otter.test_files.exception_test import ExceptionTestFile
+
+    for question in package.questions:
+        if question["manual"]:
+            continue
+        file = ExceptionTestFile.from_string(package.tests[question["name"]])
+        file.run({"look": look})
+        failed = [r.message for r in file.test_case_results if not r.passed]
+        yield question["name"], file.score, [hint_of(message) for message in failed]
+
+
+def hint_of(message: str) -> str:
+    """Return the reason from otter's message about a failed test."""
+    reason = re.split(r"\n(?=\w+: )", message, maxsplit=1)[-1]
+    kind, _, text = reason.partition(": ")
+    if re.search("'?(NoneType|ellipsis)' object", text):
+        return "your code gave None here: is it still to be written, or does a return lack?"
+    told = {"AssertionError": "", "StudentError": "your code raised ", "Stopped": ""}
+    return one_line(told.get(kind, f"the answer could not be judged ({kind}): ") + text)
+
+
+def one_line(text: Any) -> str:
+    """Return text that is safe in a cell of a table: printable, short, and no formula."""
+    text = "".join(c if c.isprintable() else " " for c in str(text))[:400]
+    return re.sub(" +", " ", text).lstrip("=+-@ ")
+
+
+def grade_one(
+    path: Path, name: str, packages: Mapping[str, Package], wanted: str, limits: Limits
+) -> Grade:
+    """Grade one file."""
+    grade, start = Grade(name), time.monotonic()
+    try:
+        cells = read_cells(path)
+    except ValueError as error:
+        grade.status = str(error)
+        return grade
+    package = packages.get(wanted) or recognise(path, cells, packages)
+    if package is None:
+        grade.status = f"whose assignment is unknown (ASSIGNMENT=... one of {', '.join(packages)})"
+        return grade
+    grade.assignment = package.name
+    grade.possible = sum(q["points"] for q in package.questions if not q["manual"])
+    grade.to_read = sum(q["points"] for q in package.questions if q["manual"])
+    grade.written = {
+        q["name"]: written_answer(cells, q["name"]) for q in package.questions if q["manual"]
+    }
+    submission = Submission(path, limits)
+    try:
+        for question, points, hints in run_tests(package, submission.look):
+            grade.points[question] = points
+            grade.hints[question] = hints
+    finally:
+        submission.close()
+    grade.status = submission.why or "graded"
+    grade.notes = [one_line(error) for error in submission.errors[:3]]
+    if submission.printed > limits.output:
+        grade.notes.append(f"printed {submission.printed / 1e6:.1f} MB")
+    if used := reserved_names(cells, package.reserved):
+        grade.notes.append(
+            f"read this one: it uses {', '.join(used)}, which it was to write itself"
+        )
+    grade.seconds = round(time.monotonic() - start)
+    return grade
+
+
+def read_cells(path: Path) -> list[dict[str, Any]]:
+    """Return the notebook's cells, each with its source as one string.
+
+    Raises:
+        ValueError: it is no notebook.
+    """
+    try:
+        if path.stat().st_size > 20 * 2**20:
+            raise ValueError("larger than 20 MB")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell in cells:
+            cell["source"] = "".join(cell["source"])
+            cell["cell_type"], cell.setdefault("metadata", {})
+        return list(cells)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a notebook: {one_line(error)}") from None
+
+
+def recognise(
+    path: Path, cells: list[dict[str, Any]], packages: Mapping[str, Package]
+) -> Package | None:
+    """Return the assignment whose title the notebook has, or whose name its file has."""
+    text = "\n".join(c["source"] for c in cells if c["cell_type"] == "markdown")
+    titled = [p for p in packages.values() if f"# {p.title}" in text.splitlines()]
+    named = [p for p in packages.values() if p.name in path.stem]
+    found = titled or named
+    return found[0] if len(found) == 1 else None
+
+
+def written_answer(cells: list[dict[str, Any]], name: str) -> str:
+    """Return what stands in the cell of a written question."""
+    for before, cell in zip(cells, cells[1:], strict=False):
+        if f"<!-- {name} -->" in before["source"]:
+            return str(cell["source"])
+    return "(the cell was not found)"
+
+
+def reserved_names(cells: list[dict[str, Any]], reserved: list[str]) -> list[str]:
+    """Return which of the names are imported in the notebook: a sign for the reader, no proof."""
+    used = set()
+    for cell in cells:
+        try:
+            tree = ast.parse(cell["source"]) if cell["cell_type"] == "code" else ast.Module([], [])
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                used |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            elif isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.Attribute):
+                used.add(ast.unparse(node))
+    return sorted(name for name in reserved if name in used)
+
+
+def find_submissions(folder: Path) -> dict[str, Path]:
+    """Return {name: file}: every file but hidden ones, named by its path without the ending."""
+    files = [
+        p
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+        and not any(part.startswith((".", "__")) for part in p.relative_to(folder).parts)
+    ]
+    return {str(p.relative_to(folder)).removesuffix(".ipynb"): p for p in files}
+
+
+def write_table(grades: list[Grade], path: Path) -> None:
+    """Write the CSV."""
+    questions = list(dict.fromkeys(f"{g.assignment}/{q}" for g in grades for q in g.points))
+    head = ["submission", "assignment", "points", "possible", "to read", "status"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([*head, *questions, "notes", "hints", "seconds"])
+        for g in grades:
+            own = {f"{g.assignment}/{q}": f"{points:g}" for q, points in g.points.items()}
+            hints = " | ".join(f"{q}: {hint}" for q, some in g.hints.items() for hint in some)
+            total = f"{sum(g.points.values()):g}"
+            line = [
+                one_line(g.submission),
+                g.assignment,
+                total,
+                f"{g.possible:g}",
+                f"{g.to_read:g}",
+            ]
+            line += [g.status, *(own.get(q, "") for q in questions), "; ".join(g.notes), hints]
+            table.writerow([*line, g.seconds])
+
+
+def write_feedback(grade: Grade, folder: Path) -> None:
+    """Write the page for one submission: points, hints, and the written answers to read."""
+    lines = [
+        f"# {one_line(grade.submission)}: {grade.assignment}",
+        "",
+        f"Status: {grade.status}",
+        "",
+    ]
+    lines += [f"* {note}" for note in grade.notes]
+    for question, points in grade.points.items():
+        lines += ["", f"## {question}: {points:g} points", ""]
+        lines += [f"* {hint}" for hint in grade.hints[question]] or ["All tests pass."]
+    for question, text in grade.written.items():
+        quoted = "\n".join(f"> {line}" for line in text[:20_000].splitlines())
+        lines += ["", f"## {question}: to be read", "", quoted]
+    name = re.sub(r"[^\w.-]+", "_", grade.submission)
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def check_jail() -> None:
+    """Exit with a message if submissions cannot be jailed here."""
+    try:
+        tried = subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=30).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        tried = 1
+    if tried:
+        sys.exit(NO_JAIL)
+
+
+def main() -> None:
+    """Grade all, print a line for each, write the table and the feedback."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("submissions", type=Path)
+    parser.add_argument("--built", type=Path, default=ROOT / "_build" / "assignments")
+    parser.add_argument("--assignment", default="")
+    parser.add_argument("--out", type=Path, default=ROOT / "_build" / "grades")
+    parser.add_argument("--seconds", type=int, default=Limits.seconds)
+    parser.add_argument("--cell-seconds", type=int, default=Limits.cell_seconds)
+    parser.add_argument("--memory", type=int, default=Limits.memory)
+    parser.add_argument("--isolation", choices=["jail", "limits"], default="jail")
+    parser.add_argument("--jobs", type=int, default=1)
+    given = parser.parse_args()
+    packages = {
+        f.parent.name: read_package(f.parent) for f in given.built.glob("*/assignment.json")
+    }
+    if given.assignment and given.assignment not in packages:
+        sys.exit(f"ASSIGNMENT={given.assignment}: expected one of {', '.join(sorted(packages))}")
+    found = find_submissions(given.submissions)
+    if not found:
+        sys.exit(f"SUBMISSIONS={given.submissions}: no file there")
+    if given.isolation == "jail":
+        check_jail()
+    limits = Limits(given.seconds, given.cell_seconds, given.memory, isolation=given.isolation)
+    work = partial(grade_one, packages=packages, wanted=given.assignment, limits=limits)
+    given.out.mkdir(parents=True, exist_ok=True)
+    grades = []
+    with ProcessPoolExecutor(given.jobs) as pool:
+        for grade in pool.map(work, found.values(), found.keys()):
+            grades.append(grade)
+            points = f"{sum(grade.points.values()):g} of {grade.possible:g}"
+            print(f"{one_line(grade.submission)}: {points}, {grade.status}", flush=True)
+            write_feedback(grade, given.out)
+    write_table(grades, given.out / "grades.csv")
+    print(f"{given.out / 'grades.csv'}: {len(grades)} submissions")
+
+
+if __name__ == "__main__":
+    main()

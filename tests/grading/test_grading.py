@@ -1,0 +1,225 @@
+"""Build and grade as course staff do, by the commands, with submissions that mean no good.
+
+`make test-assignments` runs this. A submission stands in a folder of its own, outside of the repository.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ASSIGNMENTS = sorted(path.stem for path in (ROOT / "assignments").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Path:
+    """All assignments, built; otter has run each solution against all tests."""
+    where = tmp_path_factory.mktemp("built")
+    subprocess.run(
+        [sys.executable, "assignments/build.py", "--out", where],
+        cwd=ROOT, check=True, capture_output=True, timeout=900,
+    )  # fmt: skip
+    return where
+
+
+def grade(built: Path, submissions: Path, *options: str) -> dict[str, dict[str, str]]:
+    """Grade a folder; return the lines of the table by submission."""
+    out = submissions.with_name(submissions.name + "-grades")
+    command = [sys.executable, "assignments/grade.py", submissions, "--built", built, "--out", out]
+    subprocess.run([*command, *options], cwd=ROOT, check=True, capture_output=True, timeout=1800)
+    with (out / "grades.csv").open(newline="", encoding="utf-8") as file:
+        lines = {line["submission"]: line for line in csv.DictReader(file)}
+    assert all((out / f"{name}.md").exists() for name in lines)
+    return lines
+
+
+@pytest.fixture(scope="session")
+def honest(built, tmp_path_factory) -> dict[str, dict[str, str]]:
+    """The table for each assignment's solution and its untouched student version."""
+    folder = tmp_path_factory.mktemp("honest")
+    for name in ASSIGNMENTS:
+        for kind, source in (("solved", "autograder"), ("untouched", "student")):
+            notebook = (built / name / source / f"{name}.ipynb").read_bytes()
+            (folder / f"{kind}-{name}.ipynb").write_bytes(notebook)
+    return grade(built, folder, "--jobs", "2")
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_the_solution_gets_full_points(name, honest):
+    line = honest[f"solved-{name}"]
+    assert line["status"] == "graded" and line["notes"] == "" and line["hints"] == ""
+    assert line["points"] == line["possible"] != "0"
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_the_untouched_version_gets_nothing(name, honest):
+    line = honest[f"untouched-{name}"]
+    assert line["status"] == "graded" and line["assignment"] == name
+    assert line["points"] == "0", line
+
+
+def test_otter_alone_gives_the_solution_the_same(built, honest, tmp_path):
+    """So the package serves `otter run`, `otter grade` and Gradescope too."""
+    result = otter_run(built / "lora", built / "lora" / "autograder" / "lora.ipynb", tmp_path)
+    assert f"{sum(result.values()):g}" == honest["solved-lora"]["points"]
+
+
+def otter_run(package: Path, notebook: Path, where: Path) -> dict[str, float]:
+    [archive] = (package / "autograder").glob("*.zip")
+    command = [
+        sys.executable,
+        "-m",
+        "otter",
+        "run",
+        notebook,
+        "-a",
+        archive,
+        "-o",
+        where,
+        "--no-logo",
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    tests = json.loads((where / "results.json").read_text())["tests"]
+    return {test["name"]: test["score"] for test in tests if "score" in test}
+
+
+# --- submissions that mean no good ------------------------------------------------------------------
+
+FORGE = """
+import otter.test_files.exception_test as kind
+kind.ExceptionTestFile.run = lambda self, env: setattr(
+    self, "test_case_results",
+    [kind.TestCaseResult(test_case=case, message="", passed=True) for case in self.test_cases],
+)
+"""
+LIE = """
+import builtins, os, pickle, sys, torch
+torch.allclose = torch.equal = lambda *a, **k: True
+torch.Tensor.__eq__ = torch.Tensor.__ge__ = torch.Tensor.__lt__ = lambda *a: True
+builtins.sum = builtins.abs = lambda *a, **k: 0
+for name in ("results.json", "results.pkl", "grades.csv"):
+    for folder in (".", "..", os.environ["TMPDIR"]):
+        open(os.path.join(folder, name), "w").write("points: 100") if os.access(folder, os.W_OK) else 0
+class Anything:
+    def __getattr__(self, name): return self
+    def __call__(self, *a, **k): return self
+LoRALinear = merge_lora = add_lora = largest_rank = Anything()
+"""
+SNOOP = """
+import glob, os
+found = []
+for pattern in ("ROOT/assignments/*.ipynb", "ROOT/tests/**", "ROOT/.git", "BUILT/**", "/proc/*/environ"):
+    for path in glob.glob(pattern, recursive=True):
+        try:
+            text = open(path, errors="replace").read() if os.path.isfile(path) else path
+        except OSError:
+            continue
+        if "BEGIN SOLUTION" in text or "test_case" in text or "MARKER" in text:
+            found.append(path)
+raise RuntimeError(f"found {len(found)} files")
+"""
+NETWORK = """
+import socket
+socket.create_connection(("127.0.0.1", PORT), timeout=3)
+raise RuntimeError("reached the network")
+"""
+NONSENSE = """
+import os
+for fd in range(3, 60):
+    try:
+        os.write(fd, b"\\xff" * 4000)
+    except OSError:
+        pass
+"""
+HOSTILE = {
+    "loops": "while True: pass",
+    "loops_deaf": "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\nwhile True: pass",
+    "eats_memory": "import torch\nkept = []\nwhile True: kept.append(torch.ones(10**7))",
+    "prints": "for _ in range(3000): print('x' * 10_000)",
+    "fills_the_disk": "with open('big', 'wb') as f:\n    while True: f.write(bytes(10**7))",
+    "exits": "import os\nos._exit(0)",
+    "kills": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nos.kill(-1, signal.SIGKILL)",
+    "talks_nonsense": NONSENSE,
+    "forges": FORGE,
+    "lies": LIE,
+    "snoops": SNOOP,
+    "calls_home": NETWORK,
+    "writes_outside": "open('ROOT/pedagogic_peft/planted.py', 'w').write('')",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def hostile(built, tmp_path_factory) -> dict[str, dict[str, str]]:
+    """The table for the hostile submissions: the untouched LoRA assignment, and a cell more at its end."""
+    import socket
+
+    folder = tmp_path_factory.mktemp("hostile")
+    student = nbformat.read(built / "lora" / "student" / "lora.ipynb", as_version=4)
+    code = [
+        c
+        for c in student.cells
+        if c.cell_type == "code" and "experiment" not in c.metadata.get("tags", [])
+    ]
+    student.cells = [student.cells[0], *code]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        for name, source in HOSTILE.items():
+            notebook = nbformat.from_dict(student)
+            source = (
+                source.replace("ROOT", str(ROOT)).replace("BUILT", str(built)).replace("PORT", port)
+            )
+            cells = [*student.cells, nbformat.v4.new_code_cell(source)]
+            notebook = nbformat.v4.new_notebook(cells=cells, metadata=student.metadata)
+            nbformat.write(notebook, folder / f"{name}.ipynb")
+        (folder / "essay.ipynb").write_text("My dog ate it.")
+        os.environ["SECRET"] = "MARKER"
+        start = time.monotonic()
+        limits = "--seconds", "60", "--cell-seconds", "20", "--memory", "3"
+        lines = grade(built, folder, *limits, "--jobs", "2")
+    assert time.monotonic() - start < 60 * (len(HOSTILE) + 1)
+    return lines
+
+
+def test_every_hostile_submission_has_a_line_and_no_points(hostile):
+    assert set(hostile) == set(HOSTILE) | {"essay"}
+    assert {name: line["points"] for name, line in hostile.items() if line["points"] != "0"} == {}
+
+
+@pytest.mark.parametrize(
+    "name, column, text",
+    [
+        ("loops", "notes", "TimeoutError: ran longer than 20 s"),
+        ("loops_deaf", "status", "stopped: it ran longer than 60 s"),
+        ("eats_memory", "notes", "can't allocate memory"),
+        ("prints", "notes", "printed 30.0 MB"),
+        ("fills_the_disk", "notes", "No space left on device"),
+        ("exits", "status", "its process ended by itself (exit status 0)"),
+        ("talks_nonsense", "status", "its process sent"),
+        ("essay", "status", "not a notebook"),
+        ("snoops", "notes", "RuntimeError: found 0 files"),
+        ("calls_home", "notes", "Network is unreachable"),
+        ("writes_outside", "notes", "OSError: [Errno 30] Read-only file system"),
+    ],
+)
+def test_the_line_says_what_happened(name, column, text, hostile):
+    assert text in hostile[name][column], hostile[name]
+
+
+def test_nothing_was_planted_in_the_library(hostile):
+    assert not (ROOT / "pedagogic_peft" / "planted.py").exists()
+
+
+def test_otter_alone_believes_a_forger(built, tmp_path):
+    """Why `make grade` keeps tests and submission in two processes."""
+    student = nbformat.read(built / "lora" / "student" / "lora.ipynb", as_version=4)
+    student.cells.insert(0, nbformat.v4.new_code_cell(FORGE))
+    nbformat.write(student, tmp_path / "forger.ipynb")
+    scores = otter_run(built / "lora", tmp_path / "forger.ipynb", tmp_path)
+    assert sum(scores.values()) == 19

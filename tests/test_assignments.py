@@ -1,0 +1,203 @@
+"""The assignments' tests, tested: right answers get all points, wrong ones lose those they should.
+
+Here the solutions run in this process, without the parts that train, so it is quick. `tests/grading` builds
+and grades as course staff do.
+"""
+
+import ast
+import json
+import sys
+import tomllib
+import types
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "assignments"))
+
+import build  # noqa: E402
+import grade  # noqa: E402
+import wire  # noqa: E402
+
+MASTERS = build.masters()
+WRONG = {
+    f"{path.stem}-{name}": (path.stem, patch)
+    for path in sorted((ROOT / "tests" / "wrong_answers").glob("*.toml"))
+    for name, patch in tomllib.loads(path.read_text(encoding="utf-8")).items()
+}
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory) -> dict[str, grade.Package]:
+    where = tmp_path_factory.mktemp("assignments")
+    for master in MASTERS:
+        build.build(master, where, run_tests=False)
+    return {m.stem: grade.read_package(where / m.stem) for m in MASTERS} | {"where": where}
+
+
+@cache
+def solution(name: str) -> tuple[tuple[str, bool], ...]:
+    """The master's code, cell by cell, without tests; and whether the cell is part of an experiment."""
+    cells = nbformat.read(ROOT / "assignments" / f"{name}.ipynb", as_version=4).cells
+    code = [c for c in cells if c.cell_type == "code" and "# BEGIN TEST CONFIG" not in c.source]
+    return tuple((c.source, "experiment" in c.metadata.get("tags", [])) for c in code[1:])
+
+
+def run(cells, package, experiments=False):
+    """Execute a solution; return {question: points} and all hints."""
+    sys.modules["otter"].Notebook = lambda: None
+    module = types.ModuleType("submission")
+    for source, experiment in cells:
+        if experiments or not experiment:
+            exec(compile(source, "<submission>", "exec"), module.__dict__)
+
+    def look(what, *given):  # through the wire, as when grading
+        try:
+            value = types.FunctionType(what.__code__, module.__dict__)(*given)
+        except Exception as error:
+            raise grade.StudentError(f"{type(error).__name__}: {error}") from None
+        return wire.unpack(wire.pack(value))
+
+    skipped = () if experiments else ("try_",)
+    asked = [q for q in package.questions if not q["name"].startswith(skipped or "\0")]
+    some = grade.Package(package.name, package.title, asked, [], package.tests)
+    results = list(grade.run_tests(some, look))
+    return {name: points for name, points, _ in results}, [
+        h for *_, hints in results for h in hints
+    ]
+
+
+def full(package, experiments=False):
+    return {
+        q["name"]: q["points"]
+        for q in package.questions
+        if not q["manual"] and (experiments or not q["name"].startswith("try_"))
+    }
+
+
+@pytest.mark.parametrize("name", [m.stem for m in MASTERS])
+def test_the_reference_solution_gets_all_points(name, packages):
+    points, hints = run(solution(name), packages[name])
+    assert points == full(packages[name]), hints
+
+
+def patched(name, patch):
+    cells = [list(cell) for cell in solution(name)]
+    for change in [patch, *patch.get("and", [])]:
+        hits = [cell for cell in cells if change["old"] in cell[0]]
+        assert len(hits) == 1, f"{change['old']!r} is in {len(hits)} cells"
+        hits[0][0] = hits[0][0].replace(change["old"], change["new"])
+    return cells
+
+
+@pytest.mark.parametrize("case", [case for case, (_, p) in WRONG.items() if "experiment" not in p])
+def test_a_wrong_answer_loses_its_points_with_its_hint(case, packages):
+    name, patch = WRONG[case]
+    points, hints = run(patched(name, patch), packages[name])
+    lost = {q: p - points[q] for q, p in full(packages[name]).items() if p != points[q]}
+    assert lost == patch["loses"], hints
+    assert any(patch["hint"] in hint for hint in hints), hints
+
+
+@pytest.mark.parametrize("name", [m.stem for m in MASTERS])
+def test_there_are_enough_wrong_answers(name):
+    assert sum(assignment == name for assignment, _ in WRONG.values()) >= 6
+
+
+@pytest.mark.parametrize("name", [m.stem for m in MASTERS])
+def test_the_student_version_holds_no_solution_and_no_hidden_test(name, packages):
+    folder = packages["where"] / name / "student"
+    given = "\n".join(
+        p.read_text(encoding="utf-8") for p in folder.rglob("*") if p.suffix in (".ipynb", ".py")
+    )
+    shown = "\n".join(
+        "".join(c["source"]) for c in json.loads((folder / f"{name}.ipynb").read_text())["cells"]
+    )
+    lines = solution_lines(name)
+    assert len(lines) >= 10
+    for line in lines:
+        assert line not in shown, f"{name}: the student version has {line!r}"
+    for source, hidden in cases_of(name):
+        function = ast.parse(source).body[-1]
+        assert (f"def {function.name}(" in given) != hidden, f"{name}: {function.name}"
+
+
+def solution_lines(name: str) -> list[str]:
+    """The lines between BEGIN SOLUTION and END SOLUTION, and the answers to written questions."""
+    inside, found = False, []
+    for cell in nbformat.read(ROOT / "assignments" / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "raw":
+            inside = cell.source.startswith("# BEGIN SOLUTION")
+        elif inside and cell.cell_type == "markdown":
+            found += cell.source.splitlines()
+        lines = cell.source.splitlines() if cell.cell_type == "code" else []
+        between = False
+        for line in lines:
+            if "# BEGIN SOLUTION" in line or "# END SOLUTION" in line:
+                between = "BEGIN" in line
+            elif between or line.rstrip().endswith("# SOLUTION"):
+                found.append(line.split("#")[0].strip())
+    return [line for line in found if len(line) >= 15]
+
+
+def cases_of(name: str) -> list[tuple[str, bool]]:
+    cells = nbformat.read(ROOT / "assignments" / f"{name}.ipynb", as_version=4).cells
+    tests = [c.source for c in cells if c.cell_type == "code" and "# BEGIN TEST CONFIG" in c.source]
+    return [(source, "hidden: true" in source) for source in tests]
+
+
+@pytest.mark.parametrize("name", [m.stem for m in MASTERS])
+def test_every_written_question_has_a_rubric_that_adds_up(name, packages):
+    cells = nbformat.read(ROOT / "assignments" / f"{name}.ipynb", as_version=4).cells
+    written = [q for q in packages[name].questions if q["manual"]]
+    assert written
+    for question in written:
+        [text] = [c.source for c in cells if f"<!-- {question['name']} -->" in c.source]
+        rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+        assert sum(int(row) for row in rows if row.isdigit()) == question["points"]
+
+
+# --- what keeps a submission from deceiving the grader --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 3, 0.5, float("inf"), "text", [1, [2.0, None]], {"a": {"tensor": [1]}, "b": []}],
+)
+def test_plain_values_pass_the_wire(value):
+    assert wire.unpack(wire.pack(value)) == value
+
+
+def test_tensors_pass_the_wire():
+    import torch
+
+    x = torch.arange(6.0).reshape(2, 3).T
+    assert torch.equal(wire.unpack(wire.pack({"x": [x]}))["x"][0], x)
+
+
+def test_nothing_else_passes_the_wire():
+    with pytest.raises(TypeError, match="got object"):
+        wire.pack([object()])
+    for message in (b"", b"\x05" + 7 * b"\0" + b"pickle", wire.pack(1)[:-1], b"\xff" * 40):
+        with pytest.raises(ValueError, match="not a value"):
+            wire.unpack(message)
+
+
+def test_a_text_in_the_table_is_no_formula():
+    assert grade.one_line("=cmd()\n\x00and more") == "cmd() and more"
+
+
+def test_what_is_no_notebook_is_said_to_be_none(tmp_path):
+    for content in ("", "[1]", "{}", '{"cells": [{"source": 3}]}', "[" * 100_000):
+        path = tmp_path / "x.ipynb"
+        path.write_text(content)
+        with pytest.raises(ValueError, match="not a notebook"):
+            grade.read_cells(path)
+
+
+def test_the_library_used_for_what_was_to_be_written_is_told():
+    cells = [{"cell_type": "code", "source": "from pedagogic_peft import LoRA, train"}]
+    assert grade.reserved_names(cells, ["pedagogic_peft.LoRA", "peft"]) == ["pedagogic_peft.LoRA"]
