@@ -14,12 +14,12 @@ from pedagogic_peft.adaptation import (
     activate,
     adapter_drop,
     attach,
+    average,
     detach,
     disabled,
     merge,
     unmerge,
 )
-from pedagogic_peft.averaging import average
 from pedagogic_peft.bases import load_base
 from pedagogic_peft.bitfit import BitFit
 from pedagogic_peft.bottleneck import BottleneckAdapter
@@ -31,8 +31,7 @@ from pedagogic_peft.fusion import AdapterFusion
 from pedagogic_peft.hub_adapters import load_adapterhub
 from pedagogic_peft.ia3 import IA3
 from pedagogic_peft.llama_adapter import LlamaAdapter
-from pedagogic_peft.lora import LoRA
-from pedagogic_peft.lora_plus import lora_plus_groups
+from pedagogic_peft.lora import LoRA, lora_plus_groups
 from pedagogic_peft.nf4 import dequantize_nf4, quantize_nf4
 from pedagogic_peft.pissa import PiSSA
 from pedagogic_peft.prefix_tuning import PrefixTuning, PTuningV2
@@ -40,39 +39,9 @@ from pedagogic_peft.prompt_tuning import PromptTuning, PTuning
 from pedagogic_peft.training import train
 from pedagogic_peft.vera import VeRA
 
-__all__ = [
-    "IA3",
-    "AdaLoRA",
-    "AdaLoRABudget",
-    "AdapterFusion",
-    "BitFit",
-    "BottleneckAdapter",
-    "Compacter",
-    "DoRA",
-    "LlamaAdapter",
-    "LoRA",
-    "PTuning",
-    "PTuningV2",
-    "PiSSA",
-    "PrefixTuning",
-    "PromptTuning",
-    "VeRA",
-    "activate",
-    "adapter_drop",
-    "attach",
-    "average",
-    "count_parameters",
-    "dequantize_nf4",
-    "detach",
-    "disabled",
-    "load",
-    "load_adapterhub",
-    "load_base",
-    "lora_plus_groups",
-    "merge",
-    "model_bytes",
-    "quantize_nf4",
-    "save",
-    "train",
-    "unmerge",
-]
+__all__ = ["LoRA", "DoRA", "PiSSA", "VeRA", "AdaLoRA", "AdaLoRABudget", "lora_plus_groups"]
+__all__ += ["BottleneckAdapter", "Compacter", "AdapterFusion", "load_adapterhub", "IA3", "BitFit"]
+__all__ += ["PromptTuning", "PTuning", "PrefixTuning", "PTuningV2", "LlamaAdapter"]
+__all__ += ["load_base", "quantize_nf4", "dequantize_nf4", "count_parameters", "model_bytes"]
+__all__ += ["attach", "detach", "activate", "disabled", "adapter_drop", "merge", "unmerge"]
+__all__ += ["average", "save", "load", "train"]

@@ -11,24 +11,20 @@ so that the ranks go where they are of use: `AdaLoRABudget`.
 In checkpoints Q, λ and P are called lora_A, lora_E and lora_B.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pedagogic_peft import checks
 from pedagogic_peft.adaptation import adaptations_of, one_adaptation
-from pedagogic_peft.checks import check_positive, check_probability, check_whole, names, targets
 from pedagogic_peft.lora import LoRALinear
-from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper, same_keys
-from pedagogic_peft.sites import sites
-from pedagogic_peft.targets import sizes
+from pedagogic_peft.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.sites import deltas_of
+from pedagogic_peft.targets import Targets, sizes
 
 
-@dataclass(frozen=True)
 class AdaLoRA(Method):
     """The hyper-parameters of an AdaLoRA adaptation; names as in the paper's code and in PEFT.
 
@@ -50,48 +46,33 @@ class AdaLoRA(Method):
         orth_reg_weight: γ, the weight of the penalty; at least 0.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
+        ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type: ClassVar[str] = "ADALORA"
-    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = same_keys(
-        init_r=12, target_r=8, tinit=0, tfinal=0, deltaT=1, beta1=0.85, beta2=0.85
-    ) | {
-        "orth_reg_weight": ("orth_reg_weight", 0.5),
-        "alpha": ("lora_alpha", 8),
-        "dropout": ("lora_dropout", 0.0),
-    }
-    # PEFT itself ignores r and use_rslora; rank_pattern says which triplets are not in the file.
-    IGNORED: ClassVar[str] = "fan_in_fan_out qalora_group_size r rank_pattern total_step use_rslora"
-    OFF: ClassVar[Mapping[str, list[Any]]] = {
-        "bias": ["none"],
-        "init_lora_weights": [True, False],
-        "loftq_config": [None, {}],
-    }
-    MARK: ClassVar[str] = "lora_E"
+    peft_type = "ADALORA"
+    MARK = "lora_E"
 
-    init_r: int = hyper(12, check_whole)
-    target_r: int = hyper(8, check_whole)
-    alpha: float = hyper(16, check_positive)
-    dropout: float = hyper(0.0, check_probability)
-    target_modules: Sequence[str] | str | None = hyper(None, targets)
-    modules_to_save: Sequence[str] = hyper((), names)
-    tinit: int = hyper(0, partial(check_whole, least=0))
-    tfinal: int = hyper(0, partial(check_whole, least=0))
-    deltaT: int = hyper(1, check_whole)
-    beta1: float = hyper(0.85, check_probability)
-    beta2: float = hyper(0.85, check_probability)
-    orth_reg_weight: float = hyper(0.5, partial(check_positive, zero=True))
+    init_r: int = hyper(12, checks.count)
+    target_r: int = hyper(8, checks.count)
+    alpha: float = hyper(16, checks.positive, "lora_alpha", theirs=8)
+    dropout: float = hyper(0.0, checks.probability, "lora_dropout")
+    target_modules: Targets = hyper(None, checks.targets)
+    tinit: int = hyper(0, checks.whole)
+    tfinal: int = hyper(0, checks.whole)
+    deltaT: int = hyper(1, checks.count)
+    beta1: float = hyper(0.85, checks.probability)
+    beta2: float = hyper(0.85, checks.probability)
+    orth_reg_weight: float = hyper(0.5, checks.number)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("init_r", self.init_r, least=self.target_r)
+        checks.whole("init_r", self.init_r, least=self.target_r)
 
     def delta(self, path: str, module: Any) -> Any:
         """Return the delta for one module."""
         return AdaLoRALinear(*sizes(module), self.init_r, self.alpha, self.dropout)
 
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors, with the triplets that have lost their λ."""
         config, tensors = super().to_peft(model, deltas)
         return config | {"total_step": self.tinit + self.tfinal + 1}, tensors  # PEFT demands one
@@ -166,13 +147,12 @@ class AdaLoRABudget:
         method = adaptations_of(model).methods[name]
         if not isinstance(method, AdaLoRA):
             raise ValueError(f"{name!r} is {type(method).__name__}: only AdaLoRA has a budget")
-        check_whole("total_steps", total_steps)
-        if total_steps <= (low := method.tinit + method.tfinal):
-            raise ValueError(f"total_steps={total_steps}: expected more than tinit + tfinal={low}")
-        self.final = total_steps - method.tfinal  # the step of the final choice
-        here = [place.deltas[name] for _, place in sites(model) if name in place.deltas]
+        good = checks.count("total_steps", total_steps) > (low := method.tinit + method.tfinal)
+        checks.expect(good, "total_steps", total_steps, f"more than tinit + tfinal={low}")
         self.method = method
-        self.deltas: list[Any] = [delta for delta in here if isinstance(delta, AdaLoRALinear)]
+        self.final = total_steps - method.tfinal  # the step of the final choice
+        here = deltas_of(model, name).values()
+        self.deltas = [delta for delta in here if isinstance(delta, AdaLoRALinear)]
         self.sensitivity: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
         self.kept: list[Tensor] | None = None
 
@@ -248,11 +228,9 @@ class AdaLoRABudget:
         """
         weight = self.method.orth_reg_weight / (2 * len(self.deltas))
         for delta in self.deltas:
-            for parameter in (delta.lora_A, delta.lora_B):
-                if parameter.grad is not None:
-                    rows, gradient = parameter, parameter.grad
-                    if parameter is delta.lora_B:
-                        rows, gradient = rows.T, gradient.T
+            for P, transposed in ((delta.lora_A, False), (delta.lora_B, True)):
+                if P.grad is not None:
+                    rows, gradient = (P.T, P.grad.T) if transposed else (P, P.grad)
                     M = rows @ rows.T - torch.eye(len(rows), device=rows.device)
                     gradient += 2 * weight * (M / M.norm().clamp_min(1e-12)) @ rows
 

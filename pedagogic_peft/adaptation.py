@@ -6,16 +6,21 @@ model carries is one attribute of the model, shared by its sites.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
+from pedagogic_peft import attention, checks
 from pedagogic_peft.counting import memory_of
 from pedagogic_peft.method import Method
-from pedagogic_peft.sites import Adaptations, Annex, Place, Site, layer_of, sites, swap
+from pedagogic_peft.peft_format import fill, tensors_of
+from pedagogic_peft.sites import Adaptations, Annex, Place, Site, deltas_of, layer_of, sites, swap
+from pedagogic_peft.targets import Names
 
 
 def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:
@@ -43,10 +48,8 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
         UserWarning: the model's head stays frozen. A new head has to be in `modules_to_save`.
     """
     check_can_attach(model, name)
-    if not hasattr(method, "plan"):
-        raise TypeError(
-            f"method={method!r}: expected the hyper-parameters of a method, such as LoRA(r=8)"
-        )
+    if not isinstance(method, Method):
+        raise TypeError(f"method={method!r}: expected a method's hyper-parameters, such as LoRA()")
     deltas = method.plan(model)
     _warn_of_frozen_head(model, deltas)
     return install(model, method, name, deltas)
@@ -62,14 +65,13 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     Raises:
         ValueError: the model has no such adaptation, or a fusion uses it.
     """
-    record = adaptations_of(model)
-    if name is not None:
-        _check_known(record, name)
-    gone = set(record.methods) if name is None else {name}
+    names = () if name is None else (name,)
+    record = adaptations_of(model, *names)
+    gone = set(names or record.methods)
     for user, method in record.methods.items():
         if user not in gone and (used := gone & set(getattr(method, "adapters", ()))):
             raise ValueError(f"{sorted(used)}: the fusion {user!r} uses it; detach that first")
-    if record.merged:
+    if record.originals:
         unmerge(model)
     here = list(sites(model))
     for _, place in here:
@@ -110,14 +112,10 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
             tuning or LLaMA-Adapter, which act on a whole batch.
         RuntimeError: an adaptation is merged.
     """
-    record = adaptations_of(model)
+    named = names if rows is None else [name for name in rows if name is not None]
+    record = adaptations_of(model, *named, unmerged="activate")
     if names and rows is not None:
         raise ValueError(f"names={names}, rows={rows!r}: give one of the two")
-    chosen = list(names if rows is None else rows)
-    for name in chosen:
-        if name is not None or rows is None:
-            _check_known(record, name)
-    _refuse_merged(record, "activate")
     if rows and (whole := record.whole_batch & set(rows)):
         raise ValueError(f"rows={rows!r}: {sorted(map(str, whole))} can only act on a whole batch")
     record.active = tuple(dict.fromkeys(names))
@@ -125,9 +123,8 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
     return model
 
 
-@contextmanager
-def adapter_drop(model: nn.Module, layers: int) -> Iterator[nn.Module]:
-    """Inside the block, the lowest layers run without their deltas.
+def adapter_drop(model: nn.Module, layers: int) -> AbstractContextManager[nn.Module]:
+    """Inside ``with adapter_drop(model, layers):`` the lowest layers run without their deltas.
 
     AdapterDrop (Rücklé et al. 2021, arXiv:2010.11918, section 4) makes inference faster this way.
     For an adaptation that bears it, train inside the block, with another number each step.
@@ -140,19 +137,10 @@ def adapter_drop(model: nn.Module, layers: int) -> Iterator[nn.Module]:
         ValueError: a negative or fractional number.
         RuntimeError: an adaptation is merged.
     """
-    record = adaptations_of(model)
-    _refuse_merged(record, "adapter_drop")
-    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 0:
-        raise ValueError(f"layers={layers!r}: expected a whole number, at least 0")
-    before, record.dropped_layers = record.dropped_layers, layers
-    try:
-        yield model
-    finally:
-        record.dropped_layers = before
+    return _changed(model, "adapter_drop", "dropped_layers", checks.whole("layers", layers))
 
 
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[nn.Module]:
+def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
     """Inside ``with disabled(model):`` the model computes what it computed before any adaptation.
 
     May be nested; ends also when the block raises.
@@ -160,13 +148,19 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         RuntimeError: an adaptation is merged, so the base weights are not the original ones.
     """
-    record = adaptations_of(model)
-    _refuse_merged(record, "disabled")
-    before, record.enabled = record.enabled, False
+    return _changed(model, "disabled", "enabled", False)
+
+
+@contextmanager
+def _changed(model: nn.Module, verb: str, attribute: str, value: Any) -> Iterator[nn.Module]:
+    """Inside the block, an attribute of the model's record has another value."""
+    record = adaptations_of(model, unmerged=verb)
+    before = getattr(record, attribute)
+    setattr(record, attribute, value)
     try:
         yield model
     finally:
-        record.enabled = before
+        setattr(record, attribute, before)
 
 
 def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn.Module:
@@ -192,21 +186,15 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
             is quantised; ``unload`` with other adaptations attached.
         RuntimeError: an adaptation is already merged, or none is active.
     """
-    record = adaptations_of(model)
-    if name is not None:
-        _check_known(record, name)
-    names = record.active if name is None else (name,)
-    _refuse_merged(record, "merge")
+    names: tuple[str, ...] = () if name is None else (name,)
+    record = adaptations_of(model, *names, unmerged="merge")
+    names = names or record.active
     if not names:
         raise RuntimeError(f"merge: no adaptation is active; name one of {list(record.methods)}")
     if unload and (others := set(record.methods) - set(names)):
-        raise ValueError(
-            f"merge(unload=True) would lose {sorted(others)}: save and detach them first"
-        )
+        raise ValueError(f"merge(unload) would lose {sorted(others)}: save and detach them first")
     here = _mergeable_sites(model, names)
-    _check_mergeable(model, here)
-    before, record.active = record.active, names
-    record.rows = ()
+    before, record.active, record.rows = record.active, names, ()
     try:
         for path, site in here.items():
             record.originals[path] = {k: t.clone() for k, t in site.base.state_dict().items()}
@@ -233,58 +221,104 @@ def unmerge(model: nn.Module) -> nn.Module:
         RuntimeError: nothing is merged.
     """
     record = adaptations_of(model)
-    if not record.merged:
+    if not record.originals:
         raise RuntimeError("unmerge: no adaptation is merged")
     _restore(model, record)
     return model
 
 
-def adaptations_of(model: nn.Module) -> Adaptations:
-    """Return the record of what this model carries.
+def average(
+    model: nn.Module, names: Names, weights: Sequence[float] | None = None, name: str = "average"
+) -> nn.Module:
+    """Attach a new adaptation whose parameters are the weighted mean of those of others.
+
+    AdapterSoup (Chronopoulou et al. 2023): the mean of adapters trained on different domains, or from
+    different seeds, costs at inference what one of them costs. It is a mean of parameters, not of
+    outputs: for LoRA of A and of B, and the product of the means is not the mean of the products B A.
+    So average adaptations that were trained from one start.
+
+    It is the only active one and can be trained; the others stay. Modules trained in full
+    (`modules_to_save`) are averaged too.
+
+    Args:
+        model: a model that carries the adaptations; changed in place.
+        names: the adaptations; their methods have equal hyper-parameters.
+        weights: one number for each, which sum to 1; None means equal weights.
+        name: what to call the new adaptation.
+
+    Returns:
+        The same model.
 
     Raises:
-        ValueError: it carries nothing.
+        ValueError: no names, or an unknown one; different hyper-parameters; weights of another
+            number, or whose sum is not 1; the new name is taken.
+        RuntimeError: an adaptation is merged.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
+    methods = adaptations_of(model).methods
+    check_can_attach(model, name)
+    if isinstance(names, str) or not names or any(n not in methods for n in names):
+        raise ValueError(f"names={names!r}: expected a list of adaptations of {list(methods)}")
+    method, used = methods[names[0]], {n: methods[n] for n in names}
+    if any(other != method for other in used.values()):
+        raise ValueError(f"{list(names)} have different hyper-parameters: {used}")
+    shares = [1 / len(names)] * len(names) if weights is None else list(weights)
+    good = len(shares) == len(names) and math.isclose(sum(shares), 1, abs_tol=1e-6)
+    checks.expect(good, "weights", weights, f"{len(names)} numbers whose sum is 1")
+    deltas = method.build(model)
+    mean = {key: torch.zeros_like(tensor).float() for key, tensor in tensors_of(deltas).items()}
+    for n, share in zip(names, shares, strict=True):
+        for key, tensor in tensors_of(deltas_of(model, n)).items():
+            mean[key] += share * tensor.float()
+    fill(deltas, mean)
+    return install(model, method, name, deltas)
+
+
+def adaptations_of(model: nn.Module, *names: str, unmerged: str = "") -> Adaptations:
+    """Return the record of what this model carries.
+
+    Args:
+        names: adaptations that have to be there.
+        unmerged: the verb that needs them not to be merged, if it does.
+
+    Raises:
+        TypeError: it is no model.
+        ValueError: it carries nothing, or has no adaptation of such a name.
+        RuntimeError: an adaptation is merged.
+    """
+    _check_is_module(model)
     record: Adaptations | None = vars(model).get("_adaptations")
     if record is None:
         raise ValueError(f"This {type(model).__name__} has no adaptation: attach or load one first")
+    there, merged = ", ".join(record.methods), ", ".join(record.active)
+    if strangers := [name for name in names if name not in record.methods]:
+        raise ValueError(f"No adaptation is called {strangers[0]!r}; there are: {there}")
+    if unmerged and record.originals:
+        raise RuntimeError(f"{unmerged}: {merged} is merged into the weights; unmerge first")
     return record
 
 
 def one_adaptation(model: nn.Module, name: str | None) -> str:
     """Return ``name`` if the model has it; for None, the name of the only active adaptation."""
-    record = adaptations_of(model)
-    if name is None:
-        if len(record.active) != 1:
-            raise ValueError(
-                f"Name one adaptation of {list(record.methods)}; active: {record.active}"
-            )
-        name = record.active[0]
-    _check_known(record, name)
-    return name
+    record = adaptations_of(model, *[] if name is None else [name])
+    if name is None and len(record.active) != 1:
+        raise ValueError(f"Name one adaptation of {list(record.methods)}; active: {record.active}")
+    return name or record.active[0]
 
 
 def check_can_attach(model: nn.Module, name: str) -> None:
     """Raise what `attach` raises about the model and the name."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
+    _check_is_module(model)
     # A ModuleDict holds the deltas: no dots, and none of the words that are its own attributes.
-    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
-        raise ValueError(f"name={name!r}: expected a word without dots, such as 'sentiment'")
-    record = vars(model).get("_adaptations")
+    good = isinstance(name, str) and name and "." not in name and not hasattr(nn.ModuleDict(), name)
+    checks.expect(good, "name", name, "a word without dots, such as 'sentiment'")
+    record: Adaptations | None = vars(model).get("_adaptations")
     if record is not None:
-        _refuse_merged(record, "attach")
+        adaptations_of(model, unmerged="attach")
         if name in record.methods:
-            raise ValueError(
-                f"An adaptation {name!r} is there already: choose another name or detach it"
-            )
+            raise ValueError(f"{name!r} is there already: choose another name, or detach it")
     for path, place in sites(model):
         if place.adaptations is not record:
-            raise ValueError(
-                f"{path!r} was adapted through another model object: use that one, or detach"
-            )
+            raise ValueError(f"{path!r} was adapted through another model object: use that one")
 
 
 def install(
@@ -299,54 +333,39 @@ def install(
     record = adaptations_of(model)
     seats: dict[nn.Module, Site] = {}
     for path, delta in deltas.items():
-        module = model.get_submodule(path)
-        place = _place_for(module, delta, record, path, seats)
+        module: Any = model.get_submodule(path)
+        place: Place
+        if getattr(delta, "beside", False):
+            place = module._modules.get("annex") or Annex(module, record, layer_of(path))
+            if not hasattr(delta, "for_rows"):
+                record.whole_batch.add(name)
+        elif isinstance(module, Site):
+            place = module
+        else:
+            place = seats.setdefault(module, Site(module, record, layer_of(path)))
         place.deltas[name] = delta.train(place.training)
     swap(model, seats)
     if any(hasattr(delta, "attend") for delta in deltas.values()):
-        from pedagogic_peft.attention import take_over
-
-        take_over(model, record)
+        attention.take_over(model, record)
     record.methods[name] = method
     record.active, record.rows = (name,), ()
-    beside = [delta for delta in deltas.values() if getattr(delta, "beside", False)]
-    if not all(hasattr(delta, "for_rows") for delta in beside):
-        record.whole_batch.add(name)
     return model
-
-
-def _place_for(
-    module: nn.Module,
-    delta: nn.Module,
-    record: Adaptations,
-    path: str,
-    seats: dict[nn.Module, Site],
-) -> Place:
-    """Return the place of the delta; a new site is noted in ``seats`` as ``{module: site}``."""
-    if getattr(delta, "beside", False):
-        annex = module._modules.get("annex")
-        return annex if isinstance(annex, Annex) else Annex(module, record, layer_of(path))
-    if isinstance(module, Site):
-        return module
-    return seats.setdefault(module, Site(module, record, layer_of(path)))
 
 
 def _warn_of_frozen_head(model: nn.Module, paths: Iterable[str]) -> None:
     """A head that is no output embedding is new as a rule; frozen, it would stay random."""
     backbone = getattr(model, "base_model", model)
     embeddings = getattr(model, "get_output_embeddings", lambda: None)()
+    trained = {path.partition(".")[0] for path in paths}
     heads = [
         name
         for name, part in model.named_children()
         if backbone is not model and part is not backbone and part is not embeddings
-        if any(True for _ in part.parameters()) and not any(p.split(".")[0] == name for p in paths)
+        if name not in trained and next(part.parameters(), None) is not None
     ]
     if heads:
-        warnings.warn(
-            f"The head ({', '.join(heads)}) stays frozen. If it is new, train and save it: "
-            f"modules_to_save={heads}",
-            stacklevel=3,
-        )
+        what = f"The head ({', '.join(heads)}) stays frozen. If it is new, train and save it"
+        warnings.warn(f"{what}: modules_to_save={heads}", stacklevel=3)
 
 
 def _restore(model: nn.Module, record: Adaptations) -> None:
@@ -365,47 +384,30 @@ def _forget(model: Any) -> None:
     del model._adaptations
 
 
-def _check_known(record: Adaptations, name: str | None) -> None:
-    if name not in record.methods:
-        raise ValueError(
-            f"No adaptation is called {name!r}; there are: {', '.join(record.methods)}"
-        )
-
-
-def _refuse_merged(record: Adaptations, verb: str) -> None:
-    if record.merged:
-        raise RuntimeError(
-            f"{verb}: {', '.join(record.active)} is merged into the weights; unmerge first"
-        )
+def _check_is_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
 
 
 def _mergeable_sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
-    here: dict[str, Site] = {}
-    for path, place in sites(model):
-        for delta in (place.deltas[n] for n in names if n in place.deltas):
-            if not isinstance(place, Site) or not hasattr(delta, "merge_into"):
-                raise ValueError(
-                    f"{path}: {type(delta).__name__} is no change of a weight and cannot be merged"
-                )
-            here[path] = place
-    return here
-
-
-def _check_mergeable(model: nn.Module, here: Mapping[str, Site]) -> None:
+    """Return ``{path: site}`` of the sites with these adaptations; raise what `merge` raises."""
     users: dict[int, list[tuple[nn.Module, str]]] = {}  # of each parameter's memory
     for path, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             users.setdefault(memory_of(parameter), []).append((module, f"{path}.{key}"))
-    for path, site in here.items():
-        own = set(site.base.modules())
-        for key, parameter in site.base.named_parameters():
+    here: dict[str, Site] = {}
+    for path, place in sites(model):
+        if not (deltas := [place.deltas[n] for n in names if n in place.deltas]):
+            continue
+        if not isinstance(place, Site) or not all(hasattr(d, "merge_into") for d in deltas):
+            kinds = ", ".join(type(delta).__name__ for delta in deltas)
+            raise ValueError(f"{path}: {kinds} is no change of a weight and cannot be merged")
+        here[path], own = place, set(place.base.modules())
+        for key, parameter in place.base.named_parameters():
             if not parameter.is_floating_point():
-                raise ValueError(
-                    f"{path}.{key} is quantised ({parameter.dtype}) and cannot be merged into"
-                )
-            others = [user for module, user in users[memory_of(parameter)] if module not in own]
-            if others:
-                raise ValueError(
-                    f"{path}.{key} is tied to {', '.join(others)}: merging would change both. Keep "
-                    "the adaptation unmerged, or untie the weights before attaching"
-                )
+                what = f"{path}.{key} is quantised ({parameter.dtype})"
+                raise ValueError(f"{what} and cannot be merged into")
+            if others := [u for module, u in users[memory_of(parameter)] if module not in own]:
+                what = f"{path}.{key} is tied to {', '.join(others)}: merging would change both"
+                raise ValueError(f"{what}. Keep it unmerged, or untie the weights before attaching")
+    return here

@@ -1,11 +1,13 @@
 """Where the parts of a transformer are in each architecture: what a method's defaults are made of.
 
-A row says, for some ``config.model_type``, which modules play which role. An architecture without a
-row can be adapted too, with `target_modules`.
+The table itself is ``architectures.toml``. An architecture that is not in it can be adapted too, with
+`target_modules`.
 """
 
 import re
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -35,27 +37,18 @@ class Roles:
     ffn_norm: str = ""
 
 
-# The columns are those of `Roles`, in its order.
-ROLES = {
-    kind: Roles(*row.split())
-    for kinds, row in {
-        "gpt2": r"h\.\d+\.attn c_attn c_attn c_attn attn\.c_proj mlp\.c_fc mlp\.c_proj",
-        "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text olmo olmo2 smollm3 granite": (
-            "self_attn q_proj k_proj v_proj o_proj gate_proj down_proj"
-        ),
-        "opt": "self_attn q_proj k_proj v_proj out_proj fc1 fc2",
-        "bert roberta xlm-roberta camembert electra": (
-            r"attention\.self query key value attention\.output\.dense intermediate\.dense"
-            r" layer\.\d+\.output\.dense layer\.\d+\.output\.LayerNorm"
-        ),
-        "distilbert": (
-            r"layer\.\d+\.attention q_lin k_lin v_lin out_lin ffn\.lin1 ffn\.lin2 output_layer_norm"
-        ),
-        "t5 mt5": "SelfAttention|EncDecAttention q k v o wi|wi_0 wo",
-        "vit": r"layers?\.\d+\.attention q_proj k_proj v_proj o_proj fc1 fc2",
-    }.items()
+TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+ROLES = {kind: Roles(**row) for row in TABLE["roles"] for kind in row.pop("models").split()}
+DEFAULT_TARGETS = {
+    kind: tuple(names.split())
+    for names, kinds in TABLE["query_and_value"].items()
     for kind in kinds.split()
 }
+
+
+def model_type(model: nn.Module) -> str | None:
+    """Return ``config.model_type``, the name of the model's architecture, if it has one."""
+    return getattr(getattr(model, "config", None), "model_type", None)
 
 
 def roles_of(model: nn.Module, instead: str = "target_modules") -> Roles:
@@ -68,12 +61,10 @@ def roles_of(model: nn.Module, instead: str = "target_modules") -> Roles:
     Raises:
         ValueError: it has none; the message lists those that have.
     """
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in ROLES:
-        raise ValueError(
-            f"No defaults for the architecture {kind!r} ({type(model).__name__}); they are known "
-            f"for {', '.join(sorted(ROLES))}. Give {instead} instead"
-        )
+    if (kind := model_type(model)) not in ROLES:
+        what = f"No defaults for the architecture {kind!r} ({type(model).__name__})"
+        known = f"they are known for {', '.join(sorted(ROLES))}"
+        raise ValueError(f"{what}; {known}. Give {instead} instead")
     return ROLES[kind]
 
 
@@ -83,9 +74,11 @@ def modules_in_role(model: nn.Module, *patterns: str) -> dict[str, nn.Module]:
     Raises:
         ValueError: an expression matches nothing.
     """
+    found: dict[str, nn.Module] = {}
     modules = base_modules(model)
-    ends = {pattern: re.compile(rf"(.*\.)?({pattern})") for pattern in patterns}
-    for pattern, end in ends.items():
-        if not any(map(end.fullmatch, modules)):
+    for pattern in patterns:
+        here = {p: m for p, m in modules.items() if re.fullmatch(rf"(.*\.)?({pattern})", p)}
+        if not here:
             raise ValueError(f"This {type(model).__name__} has no module {pattern!r}")
-    return {p: m for p, m in modules.items() if any(end.fullmatch(p) for end in ends.values())}
+        found |= here
+    return {path: modules[path] for path in modules if path in found}  # in the model's order

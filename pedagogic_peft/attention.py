@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.architectures import modules_in_role, roles_of
 from pedagogic_peft.sites import Adaptations
+from pedagogic_peft.targets import Modules
 
 NAME = "pedagogic_peft"
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -42,15 +43,11 @@ def check_can_take_over(model: Any) -> None:
     """Raise a ValueError if the model's attention cannot be `attention`."""
     can = hasattr(model, "set_attn_implementation") and model._can_set_attn_implementation()
     if not can or not model._supports_sdpa:
-        raise ValueError(
-            f"{type(model).__name__} does not compute its attention through transformers' attention "
-            "interface with SDPA, where prefixes and LLaMA-Adapter act; use another method"
-        )
+        what = f"{type(model).__name__} does not compute its attention by transformers' interface"
+        raise ValueError(f"{what} and SDPA, where prefixes and LLaMA-Adapter act")
     if (found := model.config._attn_implementation) not in ("sdpa", "eager", NAME):
-        raise ValueError(
-            f"attn_implementation={found!r}: prefixes and LLaMA-Adapter need 'sdpa' or 'eager'; call "
-            "model.set_attn_implementation('sdpa') first"
-        )
+        what = f"attn_implementation={found!r}: prefixes and LLaMA-Adapter need 'sdpa' or 'eager'"
+        raise ValueError(f"{what}; call model.set_attn_implementation('sdpa') first")
 
 
 def take_over(model: Any, record: Adaptations) -> None:
@@ -85,7 +82,7 @@ def is_attention(module: nn.Module) -> bool:
     return hasattr(module, "is_causal")
 
 
-def find_attentions(model: Any) -> dict[str, nn.Module]:
+def find_attentions(model: Any) -> Modules:
     """Return ``{path: attention module}`` of all self-attentions.
 
     In encoder-decoders these are the decoder's, as in Hugging Face PEFT.

@@ -7,23 +7,21 @@ Wherever the model adds a bias b, a learned Δb is added besides:
 This is training b itself, but b stays untouched, so that one model can carry several.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pedagogic_peft.checks import names, targets
-from pedagogic_peft.method import OwnFormat, hyper
+from pedagogic_peft import checks
+from pedagogic_peft.method import Method, hyper
 from pedagogic_peft.peft_format import some
-from pedagogic_peft.targets import backbone, find_targets, is_conv1d
+from pedagogic_peft.targets import Modules, Targets, backbone, find_targets, is_linear
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-@dataclass(frozen=True)
-class BitFit(OwnFormat):
+class BitFit(Method):
     """The hyper-parameters of BitFit.
 
     Args:
@@ -32,20 +30,19 @@ class BitFit(OwnFormat):
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type; the message names it.
+        ValueError: a value is of the wrong type; the message names it.
     """
 
-    peft_type: ClassVar[str] = "BITFIT"
+    peft_type = "BITFIT"
 
-    target_modules: Sequence[str] | str | None = hyper(None, targets)
-    modules_to_save: Sequence[str] = hyper((), names)
+    target_modules: Targets = hyper(None, checks.targets)
 
     @staticmethod
     def can_adapt(module: nn.Module) -> bool:
         """Tell whether this is a module of a kind that adds a bias, if it has one."""
-        return isinstance(module, (nn.Linear, nn.LayerNorm, *CONVOLUTIONS)) or is_conv1d(module)
+        return isinstance(module, (nn.LayerNorm, *CONVOLUTIONS)) or is_linear(module)
 
-    def targets(self, model: nn.Module, without: Iterable[str]) -> dict[str, nn.Module]:
+    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the modules with a bias to train."""
         if self.target_modules is None:
             own = {module for module in backbone(model) if _has_bias(module)}

@@ -16,10 +16,9 @@ and costs time at inference. Placements differ in which h is read and where the 
   its output (He et al. 2022, arXiv:2110.04366).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +26,11 @@ from torch import Tensor, nn
 
 from pedagogic_peft import checks
 from pedagogic_peft.architectures import Roles, modules_in_role, roles_of
-from pedagogic_peft.method import Deltas, OwnFormat, hyper
+from pedagogic_peft.method import Deltas, Method, hyper
 from pedagogic_peft.sites import layer_of
-from pedagogic_peft.targets import is_linear, sizes
+from pedagogic_peft.targets import Modules, Targets, is_linear, sizes
+
+Function = Callable[[Tensor], Tensor]
 
 # The modules whose outputs change (or, of a norm, the input).
 PLACEMENTS: dict[str, Callable[[Roles], list[str]]] = {
@@ -37,26 +38,18 @@ PLACEMENTS: dict[str, Callable[[Roles], list[str]]] = {
     "pfeiffer": lambda roles: [roles.ffn_norm or roles.ffn_output],
     "parallel": lambda roles: [roles.ffn_output],
 }
-NON_LINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "swish": F.silu,
-    "tanh": torch.tanh,
-    "leakyrelu": F.leaky_relu,
-}
+NON_LINEARITIES: dict[str, Function] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
+NON_LINEARITIES |= {"silu": F.silu, "swish": F.silu, "leakyrelu": F.leaky_relu}
+NON_LINEARITIES["gelu_new"] = partial(F.gelu, approximate="tanh")
 
 
 def check_layers(what: str, value: Any) -> tuple[int, ...]:
     """Return the numbers of layers, counted from 0, as a tuple."""
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"{what}={value!r}: expected a list of layer numbers")
-    return tuple(checks.check_whole(what, layer, least=0) for layer in value)
+    checks.expect(isinstance(value, list | tuple), what, value, "a list of layer numbers")
+    return tuple(checks.whole(what, layer) for layer in value)
 
 
-@dataclass(frozen=True)
-class BottleneckAdapter(OwnFormat):
+class BottleneckAdapter(Method):
     """The hyper-parameters of bottleneck adapters. They hold no tensors; `attach` makes those.
 
     "houlsby" and "pfeiffer" begin near the identity: the model's outputs change a little when they
@@ -78,28 +71,26 @@ class BottleneckAdapter(OwnFormat):
         modules_to_save: names of modules to train in full.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
+        ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type: ClassVar[str] = "BOTTLENECK"
+    peft_type = "BOTTLENECK"
 
-    reduction_factor: float = hyper(16, checks.check_positive)
-    bottleneck_size: int | None = hyper(None, checks.check_whole)
-    non_linearity: str = hyper("relu", partial(checks.check_choice, choices=tuple(NON_LINEARITIES)))
-    placement: str = hyper("pfeiffer", partial(checks.check_choice, choices=tuple(PLACEMENTS)))
-    scaling: float | None = hyper(None, checks.check_positive)
+    reduction_factor: float = hyper(16, checks.positive)
+    bottleneck_size: int | None = hyper(None, checks.count)
+    non_linearity: str = hyper("relu", checks.one_of(*NON_LINEARITIES))
+    placement: str = hyper("pfeiffer", checks.one_of(*PLACEMENTS))
+    scaling: float | None = hyper(None, checks.positive)
     leave_out: Sequence[int] = hyper((), check_layers)
-    target_modules: Sequence[str] | str | None = hyper(None, checks.targets)
-    modules_to_save: Sequence[str] = hyper((), checks.names)
+    target_modules: Targets = hyper(None, checks.targets)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target_modules is not None and self.placement == "parallel":
-            raise ValueError(
-                f"target_modules={self.target_modules!r}: 'parallel' knows its own, leave it None"
-            )
+        if self.placement == "parallel":
+            good = self.target_modules is None
+            checks.expect(good, "target_modules", self.target_modules, "None with 'parallel'")
 
-    def targets(self, model: nn.Module, without: Iterable[str]) -> dict[str, nn.Module]:
+    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the linear maps and LayerNorms where adapters are added.
 
         Raises:
@@ -110,13 +101,11 @@ class BottleneckAdapter(OwnFormat):
         else:
             places = super().targets(model, without)
         layers = dict.fromkeys(map(layer_of, places))
-        if not set(self.leave_out) < layers.keys():
-            raise ValueError(
-                f"leave_out={self.leave_out}: expected some of the layers {list(layers)}, not all"
-            )
+        expected = f"some of the layers {list(layers)}, not all"
+        checks.expect(set(self.leave_out) < layers.keys(), "leave_out", self.leave_out, expected)
         return {p: module for p, module in places.items() if layer_of(p) not in self.leave_out}
 
-    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
+    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
         """Return ``{path: delta}``; with "parallel", also the taps at the networks' inputs."""
         deltas: dict[str, Any] = super().deltas(model, places)
         if self.placement == "parallel":

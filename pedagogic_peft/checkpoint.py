@@ -9,41 +9,19 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from pedagogic_peft.adalora import AdaLoRA
 from pedagogic_peft.adaptation import adaptations_of, check_can_attach, install, one_adaptation
-from pedagogic_peft.bitfit import BitFit
-from pedagogic_peft.bottleneck import BottleneckAdapter
-from pedagogic_peft.compacter import Compacter
-from pedagogic_peft.dora import DoRA
-from pedagogic_peft.fusion import AdapterFusion
-from pedagogic_peft.ia3 import IA3
-from pedagogic_peft.llama_adapter import LlamaAdapter
-from pedagogic_peft.lora import LoRA
 from pedagogic_peft.method import Method
-from pedagogic_peft.peft_format import some
-from pedagogic_peft.pissa import PiSSA
-from pedagogic_peft.prefix_tuning import PrefixTuning
-from pedagogic_peft.prompt_tuning import PromptTuning, PTuning
-from pedagogic_peft.sites import sites
-from pedagogic_peft.vera import VeRA
+from pedagogic_peft.peft_format import Config, Tensors, some
+from pedagogic_peft.sites import deltas_of, sites
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 DIGEST = "config_sha256"
-
-METHODS: dict[str, Any] = {
-    method.peft_type: method
-    for method in (
-        *(LoRA, VeRA, AdaLoRA, IA3, BitFit, BottleneckAdapter, Compacter, AdapterFusion),
-        *(PromptTuning, PTuning, PrefixTuning, LlamaAdapter),
-    )
-}
 
 
 def save(
@@ -69,16 +47,19 @@ def save(
         OSError: the files could not be written; those that were there are as before.
     """
     name = one_adaptation(model, name)
-    method = adaptations_of(model).methods[name]
-    deltas = {p: site.deltas[name] for p, site in sites(model) if name in site.deltas}
+    method: Method = adaptations_of(model).methods[name]
     _refuse_unowned(model)
-    config, tensors = method.to_peft(model, deltas)
-    config = {"task_type": None} | _common(model, method) | config
-    config |= {"task_type": task_type} if task_type else {}
-    tensors = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+    config, tensors = method.to_peft(model, deltas_of(model, name))
+    common = {
+        "peft_type": method.peft_type,
+        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "inference_mode": True,
+        "task_type": None,
+    }
+    config = common | config | ({"task_type": task_type} if task_type else {})
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, config, tensors)
+    _write(folder, config, {key: tensor.detach().contiguous() for key, tensor in tensors.items()})
     return folder
 
 
@@ -108,42 +89,28 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
     """
     check_can_attach(model, name)
     config_file, tensors_file = _locate(path)
-    config, tensors = _read_config(config_file), _read_tensors(tensors_file)
-    _warn_of_mismatch(config_file, tensors_file)
+    config, (tensors, digest) = _read_config(config_file), _read_tensors(tensors_file)
+    if digest not in (None, sha256(config_file.read_bytes()).hexdigest()):  # PEFT's have none
+        problem = "was edited after these tensors were saved, or their saving was cut off"
+        warnings.warn(f"{config_file} {problem}", stacklevel=2)
     try:
-        method, deltas = _method_of(config).from_peft(model, config, tensors)
+        kind = Method.CLASSES[config["peft_type"]]
+        kind = next((k for k in kind.__subclasses__() if config.get(k.SWITCH)), kind)
+        method, deltas = kind.from_peft(model, config, tensors)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{config_file.parent}: {error}") from error
     return install(model, method, name, deltas)
-
-
-def _method_of(config: Mapping[str, Any]) -> type[Method]:
-    """Return the class; to PEFT, DoRA and PiSSA are LoRAs."""
-    if config["peft_type"] == LoRA.peft_type:
-        return DoRA if config.get("use_dora") else PiSSA if config.get("pissa") else LoRA
-    method: type[Method] = METHODS[config["peft_type"]]
-    return method
-
-
-def _common(model: nn.Module, method: Method) -> dict[str, Any]:
-    return {
-        "peft_type": method.peft_type,
-        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
-        "inference_mode": True,
-    }
 
 
 def _refuse_unowned(model: nn.Module) -> None:
     owned = {id(p) for _, place in sites(model) for p in place.deltas.parameters()}
     lost = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in owned]
     if lost:
-        raise ValueError(
-            f"{some(lost)} would be trained but not saved, since no adaptation has them: name them "
-            "in modules_to_save when you attach, or freeze them"
-        )
+        what = f"{some(lost)} would be trained but not saved, since no adaptation has them"
+        raise ValueError(f"{what}: name them in modules_to_save when you attach, or freeze them")
 
 
-def _write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _write(folder: Path, config: Config, tensors: Tensors) -> None:
     """Write both files beside the old ones, then put them in place; half-way it is undone.
 
     A process killed just between the two has a new configuration beside old tensors. So that this
@@ -154,19 +121,18 @@ def _write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor
     new = {name: folder / f".{name}.{os.getpid()}" for name in (CONFIG, TENSORS)}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     metadata = {"format": "pt", DIGEST: sha256(text.encode()).hexdigest()}
-    old_config = (folder / CONFIG).read_bytes() if (folder / CONFIG).exists() else None
+    old = (folder / CONFIG).read_bytes() if (folder / CONFIG).exists() else None
     try:
         new[CONFIG].write_text(text, encoding="utf-8")
         save_file(dict(tensors), new[TENSORS], metadata=metadata)
         os.replace(new[CONFIG], folder / CONFIG)
-        try:
-            os.replace(new[TENSORS], folder / TENSORS)
-        except BaseException:
-            if old_config is None:
-                (folder / CONFIG).unlink()
-            else:
-                (folder / CONFIG).write_bytes(old_config)
-            raise
+        os.replace(new[TENSORS], folder / TENSORS)
+    except BaseException:
+        if old is None:
+            (folder / CONFIG).unlink(missing_ok=True)
+        elif not new[CONFIG].exists():  # it is in place already
+            (folder / CONFIG).write_bytes(old)
+        raise
     finally:
         for file in new.values():
             file.unlink(missing_ok=True)
@@ -188,9 +154,7 @@ def _locate(path: str | Path) -> tuple[Path, Path]:
         return Path(hf_hub_download(path, CONFIG)), Path(hf_hub_download(path, TENSORS))
     except Exception as error:  # offline, no such repository, no such file in it
         reason = f"{type(error).__name__}: {error}"
-        raise FileNotFoundError(
-            f"No folder {path} here, and not on the Hub either. {reason}"
-        ) from error
+        raise FileNotFoundError(f"No folder {path} here, nor on the Hub. {reason}") from error
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -199,28 +163,19 @@ def _read_config(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in METHODS:
-        known = ", ".join(sorted(METHODS))
+    if not isinstance(kind, str) or kind not in Method.CLASSES:
+        known = ", ".join(sorted(Method.CLASSES))
         raise ValueError(f"{file}: peft_type is {kind!r}; what can be loaded is {known}")
     return config
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except Exception as error:  # safetensors has an exception class of its own
-        raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
-
-
-def _warn_of_mismatch(config_file: Path, tensors_file: Path) -> None:
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Return the tensors, and the digest of the configuration that was saved with them."""
     from safetensors import safe_open
 
-    with safe_open(tensors_file, "pt") as file:
-        expected = (file.metadata() or {}).get(DIGEST)  # PEFT's files have none
-    if expected not in (None, sha256(config_file.read_bytes()).hexdigest()):
-        warnings.warn(
-            f"{config_file} was edited after these tensors were saved, or their saving was cut off",
-            stacklevel=3,
-        )
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+            return tensors, (opened.metadata() or {}).get(DIGEST)
+    except Exception as error:  # safetensors has an exception class of its own
+        raise ValueError(f"{file} is not a whole safetensors file: {error}") from error

@@ -2,64 +2,70 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+Check = Callable[[str, Any], Any]  # (name of the hyper-parameter, value): the value to keep
 
-def check_whole(what: str, value: Any, least: int = 1) -> int:
+
+def expect(good: object, what: str, value: Any, expected: str) -> Any:
+    """Return the value if it is good; a ValueError otherwise."""
+    if not good:
+        raise ValueError(f"{what}={value!r}: expected {expected}")
+    return value
+
+
+def whole(what: str, value: Any, least: int = 0) -> Any:
     """Return the value if it is a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{what}={value!r}: expected a whole number, at least {least}")
-    return value
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return expect(good, what, value, f"a whole number, at least {least}")
 
 
-def check_positive(what: str, value: Any, zero: bool = False) -> Any:
-    """Return the value if it is a finite number greater than 0, or 0 where that is allowed."""
-    if not (_is_number(value) and 0 < value < math.inf or (zero and value == 0)):
-        raise ValueError(f"{what}={value!r}: expected a number greater than 0")
-    return value
+def count(what: str, value: Any) -> Any:
+    """Return the value if it is a whole number of at least 1."""
+    return whole(what, value, least=1)
 
 
-def check_optional(what: str, value: Any, check: Callable[[str, Any], Any]) -> Any:
-    """Return None, or what another check returns."""
-    return None if value is None else check(what, value)
+def number(what: str, value: Any) -> Any:
+    """Return the value if it is a finite number of at least 0."""
+    return expect(_is_finite(value) and value >= 0, what, value, "a number, at least 0")
 
 
-def check_probability(what: str, value: Any) -> Any:
-    """Return the value if 0 <= value < 1; a ValueError otherwise."""
-    if not _is_number(value) or not 0 <= value < 1:
-        raise ValueError(f"{what}={value!r}: expected a probability, 0 <= {what} < 1")
-    return value
+def positive(what: str, value: Any) -> Any:
+    """Return the value if it is a finite number greater than 0."""
+    return expect(_is_finite(value) and value > 0, what, value, "a number greater than 0")
 
 
-def check_flag(what: str, value: Any) -> bool:
-    """Return the value if it is True or False; a TypeError otherwise."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{what}={value!r}: expected True or False")
-    return value
+def probability(what: str, value: Any) -> Any:
+    """Return the value if 0 <= value < 1."""
+    good = _is_finite(value) and 0 <= value < 1
+    return expect(good, what, value, f"a probability, 0 <= {what} < 1")
 
 
-def check_choice(what: str, value: Any, choices: Sequence[Any]) -> Any:
-    """Return the value if it is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{what}={value!r}: expected one of {', '.join(map(str, choices))}")
-    return value
+def flag(what: str, value: Any) -> Any:
+    """Return the value if it is True or False."""
+    return expect(isinstance(value, bool), what, value, "True or False")
 
 
-def check_pattern(
-    what: str, pattern: Any, check_value: Callable[[str, Any], Any]
-) -> Mapping[str, Any]:
-    """Raise an error unless this is a dict of {regular expression: good value}."""
-    if not isinstance(pattern, Mapping):
-        raise TypeError(f"{what}={pattern!r}: expected a dict, {{end of a path: value}}")
-    for key, value in pattern.items():
-        check_regex(what, key)
-        check_value(f"{what}[{key!r}]", value)
-    return pattern
+def one_of(*choices: Any) -> Check:
+    """Return a check that the value is one of the choices."""
+    expected = f"one of {', '.join(map(str, choices))}"
+    return lambda what, value: expect(value in choices, what, value, expected)
 
 
-def check_regex(what: str, value: str) -> str:
-    """Raise a ValueError unless the string is a regular expression."""
+def names(what: str, value: Any) -> tuple[str, ...]:
+    """Return the list of names as a tuple, so that a frozen object stays as it is."""
+    good = isinstance(value, list | tuple) and all(isinstance(n, str) and n for n in value)
+    return tuple(expect(good, what, value, "a list of module names"))
+
+
+def targets(what: str, value: Any) -> Any:
+    """Return `target_modules`: a list of names as a tuple, a regular expression as it is."""
+    return regex(what, value) if isinstance(value, str) else names(what, value)
+
+
+def regex(what: str, value: str) -> str:
+    """Return the string if it is a regular expression."""
     try:
         re.compile(value)
     except re.error as error:
@@ -67,28 +73,15 @@ def check_regex(what: str, value: str) -> str:
     return value
 
 
-def names(what: str, value: Any) -> tuple[str, ...]:
-    """Return the list of module names as a tuple, so that a frozen object stays as it is.
+def pattern(check: Check) -> Check:
+    """Return a check that the value is a dict {regular expression: value that passes ``check``}."""
 
-    Raises:
-        TypeError: it is no list or tuple of strings.
-    """
-    if not isinstance(value, list | tuple) or not all(isinstance(n, str) and n for n in value):
-        raise TypeError(f"{what}={value!r}: expected a list of module names")
-    return tuple(value)
+    def check_all(what: str, value: Any) -> Any:
+        expect(isinstance(value, Mapping), what, value, "a dict, {end of a path: value}")
+        return {regex(what, key): check(f"{what}[{key!r}]", one) for key, one in value.items()}
 
-
-def targets(what: str, value: Any) -> tuple[str, ...] | str | None:
-    """Return `target_modules` as given, a list as a tuple.
-
-    Raises:
-        TypeError, ValueError: it is no list of names, no regular expression and not None.
-    """
-    if isinstance(value, str):
-        check_regex(what, value)
-        return value
-    return None if value is None else names(what, value)
+    return check_all
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

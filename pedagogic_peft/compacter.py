@@ -10,20 +10,16 @@ r (d_in + d_out) numbers, instead of d_in · d_out; r = 1 in the paper.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from pedagogic_peft import checks
 from pedagogic_peft.bottleneck import NON_LINEARITIES, BottleneckAdapter, ready
-from pedagogic_peft.checks import check_choice, check_positive, check_whole
 from pedagogic_peft.method import Deltas, hyper
+from pedagogic_peft.targets import Modules
 
 
-@dataclass(frozen=True)
 class Compacter(BottleneckAdapter):
     """The hyper-parameters of a Compacter.
 
@@ -38,15 +34,15 @@ class Compacter(BottleneckAdapter):
     The others are those of `BottleneckAdapter`.
     """
 
-    peft_type: ClassVar[str] = "COMPACTER"
+    peft_type = "COMPACTER"
 
-    reduction_factor: float = hyper(32, check_positive)
-    non_linearity: str = hyper("gelu", partial(check_choice, choices=tuple(NON_LINEARITIES)))
-    placement: str = hyper("houlsby", partial(check_choice, choices=("houlsby", "pfeiffer")))
-    phm_dim: int = hyper(4, check_whole)
-    phm_rank: int = hyper(1, check_whole)
+    reduction_factor: float = hyper(32, checks.positive)
+    non_linearity: str = hyper("gelu", checks.one_of(*NON_LINEARITIES))
+    placement: str = hyper("houlsby", checks.one_of("houlsby", "pfeiffer"))
+    phm_dim: int = hyper(4, checks.count)
+    phm_rank: int = hyper(1, checks.count)
 
-    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
+    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
         """Return ``{path: delta}`` whose maps share one rule.
 
         Raises:
@@ -91,9 +87,7 @@ class PHMLinear(nn.Module):
         super().__init__()
         n = len(rule.A)
         if d_in % n or d_out % n:
-            raise ValueError(
-                f"phm_dim={n} must divide both {d_in} and {d_out}: set bottleneck_size"
-            )
+            raise ValueError(f"phm_dim={n} must divide {d_in} and {d_out}: set bottleneck_size")
         self.s = nn.Parameter(torch.randn(n, r, d_out // n))
         self.t = nn.Parameter(torch.randn(n, r, d_in // n) / math.sqrt(d_in * r))
         self.bias = nn.Parameter(torch.zeros(d_out))

@@ -9,50 +9,14 @@ direction, a vector m the lengths:
 W' = W_0. (The paper writes of columns; the authors' code takes one norm for each output, as here.)
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.lora import LoRA, LoRAEmbedding, LoRALinear
-from pedagogic_peft.method import Deltas
+from pedagogic_peft.method import Checkpoint, Deltas
 from pedagogic_peft.targets import is_conv1d
-
-
-@dataclass(frozen=True)
-class DoRA(LoRA):
-    """The hyper-parameters of a DoRA adaptation: those of `LoRA`, but no ``parts``.
-
-    Checkpoints are PEFT's of LoRA with ``use_dora``. Dropout acts on the input of A only; in PEFT
-    it acts in training on the change of the lengths too.
-
-    Raises:
-        TypeError, ValueError: as `LoRA`.
-    """
-
-    IGNORED: ClassVar[str] = LoRA.IGNORED + " use_dora"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.parts:
-            raise ValueError(f"parts={self.parts!r}: only LoRA adapts parts of a projection")
-
-    def delta(self, path: str, module: Any) -> Any:
-        """Return the delta for one module."""
-        delta = super().delta(path, module).to(module.weight.device)
-        delta.measure(module)
-        return delta
-
-    @staticmethod
-    def classes() -> tuple[Any, Any]:
-        """Return the classes of the deltas for a linear map and for an embedding."""
-        return DoRALinear, DoRAEmbedding
-
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return PEFT's configuration and tensors."""
-        config, tensors = super().to_peft(model, deltas)
-        return config | {"use_dora": True}, tensors
 
 
 class Decomposed(nn.Module):
@@ -119,3 +83,28 @@ class DoRAEmbedding(Decomposed, LoRAEmbedding):
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         return self.lora_embedding_A, self.lora_embedding_B
+
+
+class DoRA(LoRA):
+    """The hyper-parameters of a DoRA adaptation: those of `LoRA`, but no ``parts``.
+
+    Checkpoints are PEFT's of LoRA with ``use_dora``. Dropout acts on the input of A only; in PEFT
+    it acts in training on the change of the lengths too.
+
+    Raises:
+        ValueError: as `LoRA`.
+    """
+
+    SWITCH = "use_dora"
+    OF_LINEAR, OF_EMBEDDING = DoRALinear, DoRAEmbedding
+
+    def delta(self, path: str, module: Any) -> Any:
+        """Return the delta for one module."""
+        delta = super().delta(path, module).to(module.weight.device)
+        delta.measure(module)
+        return delta
+
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors."""
+        config, tensors = super().to_peft(model, deltas)
+        return config | {"use_dora": True}, tensors

@@ -8,29 +8,27 @@ and z_1, ..., z_N what they would add to it, it adds instead
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pedagogic_peft import checks
 from pedagogic_peft.adaptation import adaptations_of
 from pedagogic_peft.bottleneck import BeforeNorm
-from pedagogic_peft.checks import names
-from pedagogic_peft.method import OwnFormat, hyper
+from pedagogic_peft.method import Method, hyper
 from pedagogic_peft.sites import sites
+from pedagogic_peft.targets import Modules, Names
 
 
-def check_adapters(what: str, value: Any) -> tuple[str, ...]:
+def check_adapters(what: str, value: Any) -> Any:
     """Return the names of adaptations as a tuple: at least one, each once."""
-    if not names(what, value) or len(set(value)) < len(value):
-        raise ValueError(f"{what}={value!r}: expected different names, at least one")
-    return tuple(value)
+    good = checks.names(what, value) and len(set(value)) == len(value)
+    return checks.expect(good, what, tuple(value), "different names, at least one")
 
 
-@dataclass(frozen=True)
-class AdapterFusion(OwnFormat):
+class AdapterFusion(Method):
     """The hyper-parameters of a fusion. Attach it to a model that carries the adapters.
 
     Then it alone is active, and runs the adapters itself. It does not train them: gradients pass
@@ -43,15 +41,14 @@ class AdapterFusion(OwnFormat):
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
-        TypeError, ValueError: no list of names, or an empty one, or a name twice.
+        ValueError: no list of names, or an empty one, or a name twice.
     """
 
-    peft_type: ClassVar[str] = "ADAPTER_FUSION"
+    peft_type = "ADAPTER_FUSION"
 
-    adapters: Sequence[str] = hyper((), check_adapters)
-    modules_to_save: Sequence[str] = hyper((), names)
+    adapters: Names = hyper((), check_adapters)
 
-    def targets(self, model: nn.Module, without: Iterable[str]) -> dict[str, nn.Module]:
+    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
         """Return ``{path: site}`` of the sites with adapters.
 
         Raises:
@@ -60,16 +57,11 @@ class AdapterFusion(OwnFormat):
         """
         methods = adaptations_of(model).methods
         if absent := [name for name in self.adapters if name not in methods]:
-            raise ValueError(
-                f"adapters: {absent} are not attached to this model (it has {list(methods)}): "
-                "attach or load them first"
-            )
+            raise ValueError(f"adapters: {absent} are not attached; there are {list(methods)}")
         placements = {name: getattr(methods[name], "placement", None) for name in self.adapters}
         if set(placements.values()) not in ({"houlsby"}, {"pfeiffer"}):
-            raise ValueError(
-                f"adapters: their placements are {placements}, but what can be fused is bottleneck "
-                "adapters of one placement, all 'houlsby' or all 'pfeiffer'"
-            )
+            what = f"adapters: their placements are {placements}"
+            raise ValueError(f"{what}: expected bottleneck adapters, all houlsby or all pfeiffer")
         return {path: place for path, place in sites(model) if self._adapters_at(place)}
 
     def _adapters_at(self, site: Any) -> list[Any]:

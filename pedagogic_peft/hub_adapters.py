@@ -10,38 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pedagogic_peft.adaptation import check_can_attach, install
-from pedagogic_peft.architectures import modules_in_role, roles_of
+from pedagogic_peft.architectures import model_type, modules_in_role, roles_of
 from pedagogic_peft.bottleneck import BottleneckAdapter, Tap
-from pedagogic_peft.method import Config, Deltas, Tensors
-from pedagogic_peft.peft_format import check_options, fill
+from pedagogic_peft.peft_format import TABLE, Config, Deltas, Tensors, check_options, fill
 from pedagogic_peft.sites import layer_of
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "distilbert", "gpt2")
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter.safetensors", "pytorch_adapter.bin")
 
-FLAGS = ("mh_adapter", "output_adapter", "is_parallel", "original_ln_before")
-PLACEMENTS: dict[tuple[bool, ...], str] = {  # by the values of the flags
-    (False, True, False, True): "pfeiffer",  # there: seq_bn
-    (True, True, False, False): "houlsby",  # double_seq_bn
-    (False, True, True, False): "parallel",  # par_bn
-}
-# Options that are read here, or that mean nothing for a trained adapter without PHM layers.
-KNOWN = set(
-    """architecture factorized_phm_W factorized_phm_rule hypercomplex_nonlinearity init_weights
-    init_weights_seed inv_adapter_reduction_factor is_parallel learn_phm leave_out mh_adapter
-    non_linearity original_ln_before output_adapter phm_bias phm_c_init phm_dim phm_init_range
-    phm_rank reduction_factor scaling shared_W_phm shared_phm_rule""".split()
-)
-OFF = {"original_ln_after": [True], "residual_before_ln": [True]}
-
-NAME = re.compile(
-    r"(?:.*\.)?(?P<layer>\d+)\.(?P<block>attention\.output|attention_adapters|output|output_adapters)"
-    r"\.adapters\.(?P<adapter>[^.]+)\.(?P<map>adapter_down|adapter_up)(?:\.0)?\.(?P<kind>weight|bias)"
-)
+BLOCK = r"attention\.output|attention_adapters|output|output_adapters"
+NAME = rf"(?:.*\.)?(\d+)\.({BLOCK})\.adapters\.([^.]+)\.(adapter_down|adapter_up)(?:\.0)?(\.\w+)"
 
 
 def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module:
@@ -77,7 +59,7 @@ def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -
     return install(model, method, name, deltas)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(folder: Path) -> tuple[Config, Tensors]:
     from safetensors.torch import load_file
 
     there = [folder / f for f in (CONFIG, *WEIGHTS) if (folder / f).is_file()]
@@ -93,22 +75,22 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _method(model: nn.Module, config: Config) -> BottleneckAdapter:
-    kind = getattr(getattr(model, "config", None), "model_type", None)
+    kind = model_type(model)
     if kind not in ARCHITECTURES:
         raise ValueError(f"The architecture {kind!r}: adapters are read for {ARCHITECTURES}")
     options: Any = config.get("config")
     what = options.get("architecture") if isinstance(options, dict) else options or "nothing"
     if what is not None:
         raise ValueError(f"The adapter is {what!r}: only bottleneck adapters are read")
-    check_options(options | {"peft_type": "AdapterHub"}, KNOWN, OFF)
-    chosen = {flag: bool(options.get(flag, False)) for flag in FLAGS}
-    placement = PLACEMENTS.get(tuple(chosen.values()))
-    if placement is None or (kind == "gpt2" and placement != "houlsby"):
+    check_options(options | {"peft_type": "ADAPTERHUB"}, ())
+    chosen = {flag: bool(options.get(flag, False)) for flag in TABLE["placements"]["pfeiffer"]}
+    found = [name for name, flags in TABLE["placements"].items() if flags == chosen]
+    if not found or (kind == "gpt2" and found != ["houlsby"]):
         raise ValueError(f"{chosen} is a placement not supported here for {kind}")
     return BottleneckAdapter(
         reduction_factor=options["reduction_factor"],
         non_linearity=options["non_linearity"].lower(),
-        placement=placement,
+        placement=found[0],
         scaling=options.get("scaling", 1.0),
         leave_out=options.get("leave_out") or (),
     )
@@ -120,9 +102,10 @@ def _our_names(model: nn.Module, deltas: Deltas, tensors: Tensors, adapter: Any)
     paths = {(layer_of(p), p in attention): p for p, d in deltas.items() if not isinstance(d, Tap)}
     found = {}
     for key, tensor in tensors.items():
-        match = NAME.fullmatch(key)
-        place = match and (int(match["layer"]), match["block"].startswith("attention"))
-        if not match or match["adapter"] != adapter or place not in paths:
+        match = re.fullmatch(NAME, key)
+        layer, block, name, linear, kind = match.groups() if match else ("-1", "", "", "", "")
+        place = int(layer), block.startswith("attention")
+        if name != adapter or place not in paths:
             raise ValueError(f"{key} has no place in this model")
-        found[f"{paths[place]}.{match['map']}.{match['kind']}"] = tensor
+        found[f"{paths[place]}.{linear}{kind}"] = tensor
     return found

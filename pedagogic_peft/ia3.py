@@ -9,24 +9,21 @@ So l_k and l_v sit on the outputs of the key and the value projection, l_ff on t
 map of the feed-forward block. All begin at one, so the start is the model itself, bit for bit.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.architectures import ROLES, modules_in_role, roles_of
-from pedagogic_peft.checks import names, targets
-from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper
-from pedagogic_peft.peft_format import is_named
-from pedagogic_peft.targets import find_targets, is_conv1d, shortest_names, sizes
+from pedagogic_peft import checks, targets
+from pedagogic_peft.architectures import ROLES, model_type, modules_in_role, roles_of
+from pedagogic_peft.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.targets import Modules, Targets, is_conv1d, sizes
 
 BOTH = "target_modules, and feedforward_modules ([] if there are none),"
 
 
-@dataclass(frozen=True)
 class IA3(Method):
     """The hyper-parameters of an (IA)³ adaptation.
 
@@ -40,63 +37,53 @@ class IA3(Method):
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type; the message names it.
+        ValueError: a value is of the wrong type; the message names it.
     """
 
-    peft_type: ClassVar[str] = "IA3"
-    IGNORED: ClassVar[str] = "fan_in_fan_out feedforward_modules init_ia3_weights"
-    OFF: ClassVar[Mapping[str, list[Any]]] = {}
-    MARK: ClassVar[str] = "ia3_l"
+    peft_type = "IA3"
+    MARK = "ia3_l"
 
-    target_modules: Sequence[str] | str | None = hyper(None, targets)
-    feedforward_modules: Sequence[str] | str | None = hyper(None, targets)
-    modules_to_save: Sequence[str] = hyper((), names)
+    target_modules: Targets = hyper(None, checks.targets)
+    feedforward_modules: Targets = hyper(None, checks.targets)
 
-    def targets(self, model: nn.Module, without: Iterable[str]) -> dict[str, nn.Module]:
+    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the linear maps that get a vector."""
         if self.target_modules is not None:
             return super().targets(model, without)
         roles = roles_of(model, BOTH)
         own = set(modules_in_role(model, roles.key, roles.value, roles.ffn_output).values())
-        return find_targets(model, ".*", own.__contains__, without)
+        return targets.find_targets(model, ".*", own.__contains__, without)
 
-    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
+    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""
         inputs, queries = self._inputs(model, places), _queries(model)
-        whole = self.target_modules is not None
-        return {
-            path: IA3Input(sizes(module)[0])
-            if path in inputs
-            else IA3Output(sizes(module)[1], queries.get(path, 0), whole)
-            for path, module in places.items()
-        }
+        deltas: Deltas = {}
+        for path, (d_in, d_out) in ((path, sizes(module)) for path, module in places.items()):
+            output = d_out, queries.get(path, 0), self.target_modules is not None
+            deltas[path] = IA3Input(d_in) if path in inputs else IA3Output(*output)
+        return deltas
 
-    def _inputs(self, model: nn.Module, places: Collection[str]) -> Collection[str]:
+    def _inputs(self, model: nn.Module, places: Modules) -> Modules:
         """Return the paths whose input is scaled."""
         given = self.feedforward_modules
         if given is None:
             return modules_in_role(model, roles_of(model, BOTH).ffn_output)
-        for name in [given] if isinstance(given, str) else given:
-            if not any(is_named(given if name is given else [name], path) for path in places):
-                where = f"none of the targets {list(places)}"
-                raise ValueError(f"feedforward_modules: {name!r} matches {where}")
-        return [path for path in places if is_named(given, path)]
+        return targets.match(model, places, places, given)
 
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors; a vector is as long as its map's output."""
         config, tensors = super().to_peft(model, deltas)
-        kinds = [[p for p, d in deltas.items() if isinstance(d, k)] for k in (IA3Output, IA3Input)]
-        return config | _names_of(model, *kinds), tensors
+        outputs = [path for path, delta in deltas.items() if isinstance(delta, IA3Output)]
+        inputs = [path for path, delta in deltas.items() if isinstance(delta, IA3Input)]
+        return config | _names_of(model, outputs, inputs), tensors
 
     @classmethod
-    def read(
-        cls, model: nn.Module, config: Config, tensors: Tensors, paths: Sequence[str]
-    ) -> dict[str, Any]:
+    def read(cls, model: nn.Module, config: Config, marks: Tensors) -> dict[str, Any]:
         """Return the hyper-parameters. The shape of a vector says what it scales."""
         # That of an input is (1, d_in), that of an output (d_out, 1).
-        inputs = [p for p in paths if tensors[f"{p}.ia3_l"].shape[1:].numel() > 1]
-        found = super().read(model, config, tensors, paths)
-        return found | _names_of(model, set(paths).difference(inputs), inputs)
+        inputs = [path for path, l in marks.items() if l.shape[1:].numel() > 1]
+        names = _names_of(model, marks.keys() - set(inputs), inputs)
+        return super().read(model, config, marks) | names
 
 
 class IA3Output(nn.Module):
@@ -171,17 +158,15 @@ class IA3Input(nn.Module):
 
 def _queries(model: nn.Module) -> dict[str, int]:
     """Return how many rows of each fused projection are queries; keys and values follow them."""
-    roles = ROLES.get(getattr(getattr(model, "config", None), "model_type", ""))
+    roles = ROLES.get(model_type(model) or "")
     if roles is None or roles.query != roles.key:
         return {}
     shapes = {path: sizes(module) for path, module in modules_in_role(model, roles.key).items()}
     return {path: d_out - 2 * d_in for path, (d_in, d_out) in shapes.items()}
 
 
-def _names_of(
-    model: nn.Module, outputs: Iterable[str], inputs: Iterable[str]
-) -> dict[str, list[str]]:
+def _names_of(model: nn.Module, outputs: Iterable[str], inputs: Iterable[str]) -> dict[str, Any]:
     """Return names for both; PEFT wants the second list to be part of the first, word for word."""
-    feedforward = shortest_names(model, list(inputs))
-    both = sorted(shortest_names(model, list(outputs)) + feedforward)
+    feedforward = targets.shortest_names(model, inputs)
+    both = sorted(targets.shortest_names(model, outputs) + feedforward)
     return {"target_modules": both, "feedforward_modules": feedforward}

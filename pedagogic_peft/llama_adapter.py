@@ -10,29 +10,21 @@ The prompt has a softmax of its own, unlike a prefix, so closed gates leave the 
 delta stands beside the attention module and acts in its attention function (see `attention.py`).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pedagogic_peft import attention, checks
 from pedagogic_peft.architectures import modules_in_role, roles_of
-from pedagogic_peft.attention import (
-    Attend,
-    AttentionDelta,
-    check_can_take_over,
-    find_attentions,
-    heads_and_size,
-)
-from pedagogic_peft.checks import check_whole, names
-from pedagogic_peft.method import Deltas, OwnFormat, hyper
-from pedagogic_peft.targets import sizes
+from pedagogic_peft.attention import Attend, AttentionDelta
+from pedagogic_peft.method import Deltas, Method, hyper
+from pedagogic_peft.targets import Modules, sizes
 
 
-@dataclass(frozen=True)
-class LlamaAdapter(OwnFormat):
+class LlamaAdapter(Method):
     """The hyper-parameters of LLaMA-Adapter.
 
     While it is attached, the model's attention is SDPA (also in a model that was loaded with "eager"),
@@ -46,33 +38,32 @@ class LlamaAdapter(OwnFormat):
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
+        ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type: ClassVar[str] = "LLAMA_ADAPTER"
+    peft_type = "LLAMA_ADAPTER"
 
-    adapter_len: int = hyper(10, check_whole)
-    adapter_layers: int | None = hyper(None, check_whole)
-    modules_to_save: Sequence[str] = hyper((), names)
+    adapter_len: int = hyper(10, checks.count)
+    adapter_layers: int | None = hyper(None, checks.count)
 
-    def targets(self, model: nn.Module, without: object) -> dict[str, nn.Module]:
+    def targets(self, model: nn.Module, without: object) -> Modules:
         """Return ``{path: module}`` of the topmost attentions.
 
         Raises:
             ValueError: the model does not use the attention interface, or its architecture has no row
                 in `ROLES`; there are fewer layers than ``adapter_layers``.
         """
-        check_can_take_over(model)
-        found = list(find_attentions(model).items())
+        attention.check_can_take_over(model)
+        found = list(attention.find_attentions(model).items())
         if (layers := self.adapter_layers or len(found)) > len(found):
             raise ValueError(f"adapter_layers={layers}: the model has {len(found)} layers")
         return dict(found[-layers:])
 
-    def deltas(self, model: Any, places: Mapping[str, nn.Module]) -> Deltas:
+    def deltas(self, model: Any, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the attentions."""
         names = roles_of(model).key, roles_of(model).value
         maps = modules_in_role(model, *names)
-        heads, keys = model.config.num_attention_heads, heads_and_size(model)
+        heads, keys = model.config.num_attention_heads, attention.heads_and_size(model)
         widths = {path: sizes(maps[f"{path}.{names[0]}"])[0] for path in places}
         return {p: GatedPrompt(self.adapter_len, d, heads, keys, names) for p, d in widths.items()}
 
@@ -91,9 +82,7 @@ class GatedPrompt(AttentionDelta):
             the values in its last rows and the keys before them.
     """
 
-    def __init__(
-        self, n: int, width: int, heads: int, keys: tuple[int, int], maps: tuple[str, str]
-    ) -> None:
+    def __init__(self, n: int, width: int, heads: int, keys: tuple[int, int], maps: Sequence[str]):
         super().__init__()
         self.prompt = nn.Parameter(torch.randn(n, width))
         self.gate = nn.Parameter(torch.zeros(heads))
@@ -104,8 +93,7 @@ class GatedPrompt(AttentionDelta):
         prompt, (heads, size) = self.prompt.to(dtype)[None], self.keys  # (1, n, width)
         K, V = (module.get_submodule(name)(prompt) for name in self.maps)
         if self.maps[0] == self.maps[1]:
-            K, V = K[..., : -heads * size], V[..., -heads * size :]
-            K = K[..., -heads * size :]
+            K, V = K[..., -2 * heads * size : -heads * size], V[..., -heads * size :]
         return [x.unflatten(-1, (heads, size)).transpose(1, 2) for x in (K, V)]
 
     def attend(

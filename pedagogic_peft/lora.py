@@ -9,204 +9,20 @@ of which only A and B are trained. The site is a linear map or an embedding, the
 """
 
 import math
-import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.checks import (
-    check_flag,
-    check_pattern,
-    check_positive,
-    check_probability,
-    check_whole,
-    names,
-    targets,
-)
-from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper
-from pedagogic_peft.sites import TrainedCopy
-from pedagogic_peft.targets import is_conv1d, is_linear, sizes
+from pedagogic_peft import checks
+from pedagogic_peft.architectures import model_type
+from pedagogic_peft.method import Checkpoint, Config, Deltas, Method, Tensors, hyper, own_deltas
+from pedagogic_peft.targets import Modules, Names, Targets, is_conv1d, is_linear, is_named, sizes
 
 # Fused projections of these mix q, k and v head by head: no block of their output is q.
 INTERLEAVED = "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese persimmon".split()
-T = TypeVar("T")
-
-
-def check_parts(what: str, value: Any) -> tuple[str, ...]:
-    """Return the parts if they are some of q, k and v, each once."""
-    if not set(names(what, value)) <= set("qkv") or len(set(value)) < len(value):
-        raise ValueError(f'{what}={value!r}: expected some of "q", "k", "v", each once')
-    return tuple(value)
-
-
-def can_adapt(module: nn.Module) -> bool:
-    """Tell whether LoRA can adapt this module: a linear map or an embedding."""
-    if isinstance(module, nn.Embedding):
-        # Some embeddings do more than look up (OPT's positions add 2 to the index): not those.
-        return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
-    return is_linear(module)
-
-
-@dataclass(frozen=True)
-class LoRA(Method):
-    """The hyper-parameters of a LoRA adaptation. They hold no tensors; `attach` makes those.
-
-    The default rank 8 is enough for most tasks in the paper (its table 6: r = 1 to 8 differ
-    little). The default α = 2r gives ΔW the weight 2, the common choice of later practice; Hugging
-    Face PEFT's default is α = r. For other ranks keep the ratio α / r, so that a learning rate
-    found at one rank serves at another.
-
-    Args:
-        r: rank of ΔW, at least 1.
-        alpha: α, the numerator of the scaling; greater than 0.
-        dropout: probability of zeroing an entry of the input of A (never of the base path), at
-            least 0 and below 1. Embeddings have none.
-        target_modules: which modules to adapt. A list of names ("c_attn" means every module whose
-            path is or ends with it); a string, which is a regular expression for the whole path;
-            "all-linear", every linear map except the head; None, the query and value projections
-            of the architecture.
-        use_rslora: scale by α / √r instead of α / r (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
-        modules_to_save: names of modules to train in full, such as a new classification head.
-        rank_pattern: ranks for some modules, {end of the path (a regular expression): r}.
-        alpha_pattern: the same for α.
-        parts: some of "q", "k", "v", when every target is a fused projection whose output is q, k
-            and v in three equal blocks (GPT-2's ``c_attn``): each part gets an A and a B of its own,
-            of rank r, and the others get none. () adapts the whole output with one A and one B.
-
-    Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
-    """
-
-    peft_type: ClassVar[str] = "LORA"
-    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = {
-        "r": ("r", 8),
-        "alpha": ("lora_alpha", 8),
-        "dropout": ("lora_dropout", 0.0),
-        "use_rslora": ("use_rslora", False),
-    }
-    IGNORED: ClassVar[str] = (
-        "alpha_pattern eva_config fan_in_fan_out parts qalora_group_size rank_pattern"
-    )
-    # The other initialisations change the base too.
-    OFF: ClassVar[Mapping[str, list[Any]]] = {
-        "bias": ["none"],
-        "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"],
-    }
-    MARK: ClassVar[str] = r"lora_A\.weight|lora_embedding_A"  # both are (r, size)
-    FOLDED: ClassVar[str] = "parts"  # the key that tells how a checkpoint of `folds` was made up
-
-    can_adapt = staticmethod(can_adapt)
-
-    r: int = hyper(8, check_whole)
-    alpha: float = hyper(16, check_positive)
-    dropout: float = hyper(0.0, check_probability)
-    target_modules: Sequence[str] | str | None = hyper(None, targets)
-    use_rslora: bool = hyper(False, check_flag)
-    modules_to_save: Sequence[str] = hyper((), names)
-    rank_pattern: Mapping[str, int] = hyper({}, partial(check_pattern, check_value=check_whole))
-    alpha_pattern: Mapping[str, float] = hyper(
-        {}, partial(check_pattern, check_value=check_positive)
-    )
-    parts: Sequence[str] = hyper((), check_parts)
-
-    @property
-    def folds(self) -> int:
-        """How many times r is the rank of the ordinary LoRA that a delta equals."""
-        return len(self.parts) or 1
-
-    def rank_of(self, path: str) -> int:
-        """Return r for the module at this path."""
-        return _look_up(self.rank_pattern, path, self.r)
-
-    def alpha_of(self, path: str) -> float:
-        """Return α for the module at this path."""
-        return _look_up(self.alpha_pattern, path, self.alpha)
-
-    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
-        """Return ``{path: delta}`` for the modules to adapt."""
-        kind = getattr(getattr(model, "config", None), "model_type", None)
-        if self.parts and kind in INTERLEAVED:
-            raise ValueError(f"parts={self.parts!r}: {kind} mixes q, k and v head by head")
-        for what in ("rank_pattern", "alpha_pattern"):
-            unused = [k for k in getattr(self, what) if not any(_ends(k, p) for p in places)]
-            if unused:
-                raise ValueError(f"{what}: {unused} match none of the targets {list(places)}")
-        return super().deltas(model, places)
-
-    def delta(self, path: str, module: Any) -> Any:
-        """Return the delta for one module."""
-        d_in, d_out = sizes(module)
-        options = self.rank_of(path), self.alpha_of(path), self.dropout, self.use_rslora
-        if self.parts:
-            if isinstance(module, nn.Embedding) or d_out != 3 * d_in:
-                raise ValueError(
-                    f"parts={self.parts!r}: {path!r} ({type(module).__name__}, {d_in} -> {d_out}) "
-                    "is no fused projection of q, k and v, which would be d -> 3 d"
-                )
-            return LoRAParts(self.parts, d_in, *options)
-        if isinstance(module, nn.Embedding):
-            r, alpha, _, rslora = options
-            scale = float(getattr(module, "embed_scale", 1.0))  # Gemma's and BART's scale the rows
-            return self.classes()[1](d_in, d_out, r, alpha, rslora, module.padding_idx, scale)
-        if options[0] > min(d_in, d_out):
-            warnings.warn(
-                f"r={options[0]} is more than the rank {min(d_in, d_out)} that a change of {path!r} "
-                f"({d_in} -> {d_out}) can have; rank_pattern gives single modules another r",
-                stacklevel=2,
-            )
-        return self.classes()[0](d_in, d_out, *options)
-
-    @staticmethod
-    def classes() -> tuple[Any, Any]:
-        """Return the classes of the deltas for a linear map and for an embedding."""
-        return LoRALinear, LoRAEmbedding
-
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return PEFT's configuration and tensors.
-
-        Where r is folded (an adaptation of parts), they are those of the ordinary LoRA it equals;
-        one more key, which PEFT drops with a warning, keeps our own values.
-        """
-        config, tensors = super().to_peft(model, deltas)
-        paths = [path for path, delta in deltas.items() if not isinstance(delta, TrainedCopy)]
-        n = self.folds
-        stretch = math.sqrt(n) if self.use_rslora else n  # keeps the scaling
-        ranks = {p: n * self.rank_of(p) for p in paths if self.rank_of(p) != self.r}
-        alphas = {p: stretch * self.alpha_of(p) for p in paths if self.alpha_of(p) != self.alpha}
-        config |= {"r": n * self.r, "lora_alpha": stretch * self.alpha}
-        config |= {"rank_pattern": ranks, "alpha_pattern": alphas}
-        if self.parts or n > 1:
-            own = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
-            config[self.FOLDED] = {name: getattr(self, name) for name in own}
-        return config, tensors
-
-    @classmethod
-    def read(
-        cls, model: nn.Module, config: Config, tensors: Tensors, paths: Sequence[str]
-    ) -> dict[str, Any]:
-        """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
-        found = super().read(model, config, tensors, paths)
-        if config.get(cls.FOLDED):
-            return found | dict(config[cls.FOLDED])
-        keys = {
-            p: k
-            for p in paths
-            for k in tensors
-            if re.fullmatch(rf"{re.escape(p)}\.({cls.MARK})", k)
-        }
-        ranks = {path: len(tensors[key]) for path, key in keys.items()}
-        pattern = check_pattern("alpha_pattern", config.get("alpha_pattern") or {}, check_positive)
-        alphas = {path: _look_up(pattern, path, found["alpha"]) for path in paths}
-        return found | {
-            "rank_pattern": {path: r for path, r in ranks.items() if r != found["r"]},
-            "alpha_pattern": {path: a for path, a in alphas.items() if a != found["alpha"]},
-        }
 
 
 class LoRALinear(nn.Module):
@@ -263,11 +79,10 @@ class LoRAParts(nn.Module):
         options: r, alpha, dropout and use_rslora, as in `LoRA`; for each part.
     """
 
-    def __init__(self, parts: Sequence[str], d: int, *options: Any):
+    def __init__(self, parts: Names, d: int, *options: Any):
         super().__init__()
-        self.parts: Any = nn.ModuleDict(
-            {p: LoRALinear(d, d, *options) for p in "qkv" if p in parts}
-        )
+        each = {part: LoRALinear(d, d, *options) for part in "qkv" if part in parts}
+        self.parts: Any = nn.ModuleDict(each)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return y with each part's correction in its slice, for x: (..., d) and y: (..., 3 d)."""
@@ -285,20 +100,17 @@ class LoRAParts(nn.Module):
 
     def take(self, tensors: Tensors) -> None:
         """Take the values of what `export` returned."""
-        A, B = (
-            tensors[f"lora_{name}.weight"].chunk(len(self.parts), dim)
-            for name, dim in (("A", 0), ("B", 1))
-        )
+        A = tensors["lora_A.weight"].chunk(len(self.parts))
+        B = tensors["lora_B.weight"].chunk(len(self.parts), dim=1)
         for i, (part, delta) in enumerate(self.parts.items()):
             delta.lora_A.weight.copy_(A[i])
             delta.lora_B.weight.copy_(B[i].chunk(3)["qkv".index(part)])
 
     def delta_weight(self) -> Tensor:
         """Return ΔW: (3 d, d), in float32."""
-        first = next(iter(self.parts.values()))
-        A, B = self.export().values()
-        scaling: float = first.scaling
-        return scaling * (B.float() @ A.float())
+        (A, B), delta = self.export().values(), next(iter(self.parts.values()))
+        change: Tensor = delta.scaling * (B.float() @ A.float())
+        return change
 
     merge_into = LoRALinear.merge_into
 
@@ -310,27 +122,18 @@ class LoRAEmbedding(nn.Module):
     (a token not seen in training keeps its embedding) and B Gaussian, as in the authors' code.
 
     Args:
-        num, dim: number of embeddings and their size.
-        r, alpha, use_rslora: as in `LoRA`.
-        padding_idx: the token that gets no gradient, as in `nn.Embedding`.
-        embed_scale: the factor by which the base multiplies what it looks up.
+        table: the embedding. Its padding token gets no gradient, as in `nn.Embedding`; some tables
+            (Gemma's, BART's) multiply what they look up by an ``embed_scale``.
+        r, alpha, rslora: as in `LoRALinear`. There is no dropout of a look-up.
     """
 
-    def __init__(
-        self,
-        num: int,
-        dim: int,
-        r: int = 8,
-        alpha: float = 16,
-        use_rslora: bool = False,
-        padding_idx: int | None = None,
-        embed_scale: float = 1.0,
-    ):
+    def __init__(self, table: Any, r: int, alpha: float, dropout: float = 0, rslora: bool = False):
         super().__init__()
-        self.lora_embedding_A = nn.Parameter(torch.zeros(r, num))
-        self.lora_embedding_B = nn.Parameter(torch.randn(dim, r))
-        self.scaling = alpha / (math.sqrt(r) if use_rslora else r)
-        self.padding_idx, self.embed_scale = padding_idx, embed_scale
+        self.lora_embedding_A = nn.Parameter(torch.zeros(r, table.num_embeddings))  # A: (r, num)
+        self.lora_embedding_B = nn.Parameter(torch.randn(table.embedding_dim, r))  # B: (dim, r)
+        self.scaling = alpha / (math.sqrt(r) if rslora else r)
+        self.padding_idx = table.padding_idx
+        self.embed_scale = float(getattr(table, "embed_scale", 1.0))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return y plus the correction of each token, for x: (...) and y: (..., dim)."""
@@ -348,10 +151,185 @@ class LoRAEmbedding(nn.Module):
         base.weight.copy_(base.weight + self.delta_weight())
 
 
-def _ends(pattern: str, path: str) -> bool:
-    return re.fullmatch(rf"(.*\.)?({pattern})", path) is not None
+def check_parts(what: str, value: Any) -> Any:
+    """Return the parts if they are some of q, k and v, each once."""
+    good = set(checks.names(what, value)) <= set("qkv") and len(set(value)) == len(value)
+    return checks.expect(good, what, tuple(value), 'some of "q", "k", "v", each once')
 
 
-def _look_up(pattern: Mapping[str, T], path: str, default: T) -> T:
+def can_adapt(module: nn.Module) -> bool:
+    """Tell whether LoRA can adapt this module: a linear map or an embedding."""
+    if isinstance(module, nn.Embedding):
+        # Some embeddings do more than look up (OPT's positions add 2 to the index): not those.
+        return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+    return is_linear(module)
+
+
+class LoRA(Method):
+    """The hyper-parameters of a LoRA adaptation. They hold no tensors; `attach` makes those.
+
+    The default rank 8 is enough for most tasks in the paper (its table 6: r = 1 to 8 differ
+    little). The default α = 2r gives ΔW the weight 2, the common choice of later practice; Hugging
+    Face PEFT's default is α = r. For other ranks keep the ratio α / r, so that a learning rate
+    found at one rank serves at another.
+
+    Args:
+        r: rank of ΔW, at least 1.
+        alpha: α, the numerator of the scaling; greater than 0.
+        dropout: probability of zeroing an entry of the input of A (never of the base path), at
+            least 0 and below 1. Embeddings have none.
+        target_modules: which modules to adapt. A list of names ("c_attn" means every module whose
+            path is or ends with it); a string, which is a regular expression for the whole path;
+            "all-linear", every linear map except the head; None, the query and value projections
+            of the architecture.
+        use_rslora: scale by α / √r instead of α / r (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
+        modules_to_save: names of modules to train in full, such as a new classification head.
+        rank_pattern: ranks for some modules, {end of the path (a regular expression): r}.
+        alpha_pattern: the same for α.
+        parts: some of "q", "k", "v", when every target is a fused projection whose output is q, k
+            and v in three equal blocks (GPT-2's ``c_attn``): each part gets an A and a B of its own,
+            of rank r, and the others get none. () adapts the whole output with one A and one B.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range; the message names it.
+    """
+
+    peft_type = "LORA"
+    MARK = r"lora_A\.weight|lora_embedding_A"  # both are (r, size)
+    FOLDED: ClassVar[str] = "parts"  # the key that tells how a checkpoint of `folds` was made up
+    OF_LINEAR: ClassVar[Any] = LoRALinear
+    OF_EMBEDDING: ClassVar[Any] = LoRAEmbedding
+    can_adapt = staticmethod(can_adapt)
+
+    r: int = hyper(8, checks.count)
+    alpha: float = hyper(16, checks.positive, "lora_alpha", theirs=8)
+    dropout: float = hyper(0.0, checks.probability, "lora_dropout")
+    target_modules: Targets = hyper(None, checks.targets)
+    use_rslora: bool = hyper(False, checks.flag)
+    rank_pattern: Config = hyper({}, checks.pattern(checks.count))
+    alpha_pattern: Config = hyper({}, checks.pattern(checks.positive))
+    parts: Names = hyper((), check_parts, key="")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parts and type(self) is not LoRA:
+            raise ValueError(f"parts={self.parts!r}: only LoRA adapts parts of a projection")
+
+    @property
+    def folds(self) -> int:
+        """How many times r is the rank of the ordinary LoRA that a delta equals."""
+        return len(self.parts) or 1
+
+    def rank_of(self, path: str) -> int:
+        """Return r for the module at this path."""
+        return int(_look_up(self.rank_pattern, path, self.r))
+
+    def alpha_of(self, path: str) -> Any:
+        """Return α for the module at this path."""
+        return _look_up(self.alpha_pattern, path, self.alpha)
+
+    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
+        """Return ``{path: delta}`` for the modules to adapt."""
+        if self.parts and (kind := model_type(model)) in INTERLEAVED:
+            raise ValueError(f"parts={self.parts!r}: {kind} mixes q, k and v head by head")
+        for what in ("rank_pattern", "alpha_pattern"):
+            pattern = getattr(self, what)
+            if unused := [k for k in pattern if not any(_look_up({k: 1}, p, 0) for p in places)]:
+                raise ValueError(f"{what}: {unused} match none of the targets {list(places)}")
+        return super().deltas(model, places)
+
+    def delta(self, path: str, module: Any) -> Any:
+        """Return the delta for one module."""
+        (d_in, d_out), r = sizes(module), self.rank_of(path)
+        options = r, self.alpha_of(path), self.dropout, self.use_rslora
+        if self.parts:
+            if isinstance(module, nn.Embedding) or d_out != 3 * d_in:
+                kind = f"{type(module).__name__}, {d_in} -> {d_out}"
+                what = f"parts={self.parts!r}: {path!r} ({kind})"
+                raise ValueError(f"{what} is no fused projection of q, k and v")
+            return LoRAParts(self.parts, d_in, *options)
+        if isinstance(module, nn.Embedding):
+            return self.OF_EMBEDDING(module, *options)
+        if r > min(d_in, d_out):
+            what = f"r={r} is more than a change of {path!r} can have ({d_in} -> {d_out})"
+            warnings.warn(f"{what}; rank_pattern gives single modules another r", stacklevel=2)
+        return self.OF_LINEAR(d_in, d_out, *options)
+
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors.
+
+        Where r is folded (an adaptation of parts), they are those of the ordinary LoRA it equals;
+        one more key, which PEFT drops with a warning, keeps our own values.
+        """
+        config, tensors = super().to_peft(model, deltas)
+        n, paths = self.folds, own_deltas(deltas)
+        stretch = math.sqrt(n) if self.use_rslora else n  # keeps the scaling
+        ranks = {p: n * self.rank_of(p) for p in paths if self.rank_of(p) != self.r}
+        alphas = {p: stretch * self.alpha_of(p) for p in paths if self.alpha_of(p) != self.alpha}
+        config |= {"r": n * self.r, "lora_alpha": stretch * self.alpha}
+        config |= {"rank_pattern": ranks, "alpha_pattern": alphas}
+        if self.parts or n > 1:
+            own = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
+            config[self.FOLDED] = {name: getattr(self, name) for name in own}
+        return config, tensors
+
+    @classmethod
+    def read(cls, model: nn.Module, config: Config, marks: Tensors) -> dict[str, Any]:
+        """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
+        found = super().read(model, config, marks)
+        if config.get(cls.FOLDED):
+            return found | dict(config[cls.FOLDED])
+        alphas = checks.pattern(checks.positive)("alpha_pattern", found["alpha_pattern"] or {})
+        alphas = {path: _look_up(alphas, path, found["alpha"]) for path in marks}
+        return found | {
+            "rank_pattern": {p: len(A) for p, A in marks.items() if len(A) != found["r"]},
+            "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != found["alpha"]},
+        }
+
+
+def lora_plus_groups(
+    model: nn.Module, lr: float, ratio: float = 16, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Return parameter groups for an optimiser of torch, of all that is trained, as in LoRA+.
+
+    LoRA+ (Hayou et al. 2024, arXiv:2402.12354) is not another form of ΔW but other learning rates.
+    With one rate for A and B, a LoRA of a wide model learns less per step than it could: A, which
+    sums over the many inputs, must move little for the output to stay bounded, and B, which sums over
+    r numbers only, may move much more. So B gets a rate ``ratio`` times that of A; they propose 16::
+
+        optimizer = torch.optim.AdamW(lora_plus_groups(model, lr=2e-4))
+        train(model, examples, steps=1000, optimizer=optimizer)
+
+    The fast group has the B of every LoRA beside a linear map, also where it is part of a `DoRA` or
+    `PiSSA`. Beside an embedding the two are exchanged at the start, and A is the one that is zero
+    (`LoRAEmbedding`); its input is a single token, so it does not sum over many, and it gets the
+    fast rate. That is this library's choice: the paper has no embeddings, and PEFT gives both
+    factors a rate of their own. Everything else, such as a new head, has the rate ``lr``.
+
+    Args:
+        model: a model with a LoRA.
+        lr: learning rate of A and the rest.
+        ratio: learning rate of B divided by that of A.
+        weight_decay: of both groups.
+
+    Returns:
+        The slow group, then the fast one, as dicts with "params", "lr" and "weight_decay".
+
+    Raises:
+        ValueError: the model has no LoRA that is trained; a value is out of range.
+    """
+    checks.positive("lr", lr)
+    checks.positive("ratio", ratio)
+    fast = {m.lora_B.weight for m in model.modules() if isinstance(m, LoRALinear)}
+    fast |= {m.lora_embedding_A for m in model.modules() if isinstance(m, LoRAEmbedding)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not fast.intersection(trained):
+        raise ValueError(f"This {type(model).__name__} has no LoRA that is trained: attach one")
+    slow, quick = [p for p in trained if p not in fast], [p for p in trained if p in fast]
+    groups = [{"params": slow, "lr": lr}, {"params": quick, "lr": lr * ratio}]
+    return [group | {"weight_decay": weight_decay} for group in groups]
+
+
+def _look_up(pattern: Config, path: str, default: Any) -> Any:
     """Return the value of the first key that matches the end of the path, as in PEFT."""
-    return next((value for key, value in pattern.items() if _ends(key, path)), default)
+    return next((v for key, v in pattern.items() if is_named(rf"(.*\.)?({key})", path)), default)

@@ -1,98 +1,91 @@
 """What all methods share: hyper-parameters that check themselves, the plan, and the checkpoint.
 
 A method is a frozen dataclass of hyper-parameters. Of its own it says which modules it can adapt
-(`can_adapt`), what it puts there (`delta`), and what its hyper-parameters and tensors are called in
-the checkpoints of Hugging Face PEFT (`KEYS`, `MARK`). The rest is here.
+(`can_adapt`), what it puts there (`delta`), and by what it is known in the checkpoints of Hugging
+Face PEFT (`peft_type`, `MARK`). The rest is here.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import partial
-from typing import Any, ClassVar, Self, cast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self, cast, dataclass_transform
 
 import torch
 from torch import Tensor, nn
 
-from pedagogic_peft.checks import check_optional
-from pedagogic_peft.peft_format import (
-    check_options,
-    check_paths,
-    fill,
-    heads_of,
-    tensors_of,
-    with_prefix,
-    without_prefix,
-)
+from pedagogic_peft import checks, peft_format, targets
+from pedagogic_peft.peft_format import PREFIX, Config, Deltas, Tensors
 from pedagogic_peft.sites import TrainedCopy, base_modules
-from pedagogic_peft.targets import (
-    find_modules,
-    find_targets,
-    inside,
-    is_conv1d,
-    is_linear,
-    shortest_names,
-)
+from pedagogic_peft.targets import Modules, Names, Targets
 
-Config = Mapping[str, Any]
-Deltas = dict[str, nn.Module]  # path of a module -> its delta
-Tensors = Mapping[str, Tensor]
+__all__ = ["Checkpoint", "Config", "Deltas", "Method", "Tensors", "hyper", "own_deltas"]
+Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]  # configuration, tensors
 
 
-def hyper(default: Any, check: Callable[[str, Any], Any]) -> Any:
-    """Declare a hyper-parameter: its default, and the check (of `checks`) that returns its value.
+def hyper(default: Any, check: checks.Check, key: str | None = None, theirs: Any = ...) -> Any:
+    """Declare a hyper-parameter.
 
-    One whose default is None may be None.
+    Args:
+        default: if it is None, the value may be None.
+        check: one of `checks`; returns the value to keep.
+        key: its key in checkpoints; None means its own name, "" that it is not saved.
+        theirs: PEFT's default, if it is another.
     """
+    about = {"check": check, "key": key, "theirs": default if theirs is ... else theirs}
     if isinstance(default, dict):
-        return field(default_factory=dict, metadata={"check": check})
-    check = partial(check_optional, check=check) if default is None else check
-    return field(default=default, metadata={"check": check})
+        return field(default_factory=dict, metadata=about)
+    return field(default=default, metadata=about)
 
 
-def same_keys(**defaults: Any) -> dict[str, tuple[str, Any]]:
-    """Return the `KEYS` of hyper-parameters that PEFT calls the same, from PEFT's defaults."""
-    return {name: (name, default) for name, default in defaults.items()}
-
-
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 @dataclass(frozen=True)
 class Method:
-    """The hyper-parameters of a method.
+    """The hyper-parameters of a method. Each class derived from this one is a frozen dataclass.
+
+    Args:
+        modules_to_save: names of modules to train in full, such as a new classification head.
 
     Attributes:
         peft_type: the method's name in checkpoints.
-        KEYS: {hyper-parameter: (its key in PEFT's configuration, PEFT's default)}.
-        IGNORED: further keys, in one string, that mean nothing for a trained adaptation.
-        OFF: for some keys, the values that switch nothing on.
-        MARK: the name, as a regular expression, of a tensor that each delta has.
+        MARK: the name, as a regular expression, of a tensor that each delta has in PEFT's
+            checkpoints; "" if PEFT does not have the method.
+        SWITCH: a key that, if it is on, makes a checkpoint of the parent class one of this class.
+        CLASSES: every class with a `peft_type`, by it.
     """
 
-    peft_type: ClassVar[str]
-    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = {}
-    IGNORED: ClassVar[str] = "fan_in_fan_out"
-    OFF: ClassVar[Mapping[str, list[Any]]] = {"bias": ["none"]}
+    peft_type: ClassVar[str] = ""
     MARK: ClassVar[str] = ""
+    SWITCH: ClassVar[str] = ""
+    CLASSES: ClassVar[dict[str, type["Method"]]] = {}
 
     delta: ClassVar[Callable[..., nn.Module]]  # (self, path, module): the delta for one module
 
-    # Not annotated, so no fields: a method that has these hyper-parameters declares them.
-    target_modules = cast("Sequence[str] | str | None", None)
-    modules_to_save = cast(Sequence[str], ())
+    target_modules = cast(Targets, None)  # no field: a method that has targets declares it
+    modules_to_save: Names = field(
+        default=(), kw_only=True, metadata=hyper((), checks.names).metadata
+    )
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True)(cls)
+        if cls.peft_type:
+            cls.CLASSES.setdefault(cls.peft_type, cls)
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            object.__setattr__(self, f.name, f.metadata["check"](f.name, getattr(self, f.name)))
+            value = getattr(self, f.name)
+            if value is not None or f.default is not None:
+                object.__setattr__(self, f.name, f.metadata["check"](f.name, value))
 
     @staticmethod
     def can_adapt(module: nn.Module) -> bool:
         """Tell whether the method has a meaning at this module."""
-        return is_linear(module)
+        return targets.is_linear(module)
 
-    def targets(self, model: nn.Module, without: Iterable[str]) -> dict[str, nn.Module]:
+    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the modules to adapt, none of them inside ``without``."""
-        return find_targets(model, self.target_modules, self.can_adapt, without)
+        return targets.find_targets(model, self.target_modules, self.can_adapt, without)
 
-    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
+    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""
         return {path: self.delta(path, module) for path, module in places.items()}
 
@@ -102,33 +95,40 @@ class Method:
         Raises:
             ValueError: a name matches nothing, or nothing the method can adapt.
         """
-        return self.build(model)
+        deltas, modules = cast(dict[str, Any], self.build(model)), base_modules(model)
+        for path, delta in deltas.items():
+            if hasattr(delta, "start_at"):
+                delta.start_at(modules[path])
+        return deltas
 
     def build(self, model: nn.Module) -> Deltas:
         """Return ``{path: delta}``, before a start that depends on the model, or a checkpoint."""
-        saved = find_modules(model, self.modules_to_save)
-        places = self.targets(model, saved)
-        modules = base_modules(model)
+        saved = targets.find_modules(model, self.modules_to_save)
+        places, modules = self.targets(model, saved), base_modules(model)
         deltas = self.deltas(model, places)
-        if lost := [path for path in deltas if inside(path, saved)]:
+        if lost := [path for path in deltas if targets.inside(path, saved)]:
             raise ValueError(f"modules_to_save: adapters sit at {lost}: name others")
         for path, delta in deltas.items():
             own = next(modules[path].parameters(), torch.empty(0))  # a module of RoPE has none
             delta.to(own.device)
         return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
 
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    @classmethod
+    def keys(cls) -> dict[str, tuple[str, Any]]:
+        """Return ``{key in checkpoints: (hyper-parameter, PEFT's default)}``."""
+        about = ((f.name, f.metadata) for f in fields(cls) if f.metadata["key"] != "")
+        return {m["key"] or name: (name, m["theirs"]) for name, m in about}
+
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
         """Return the configuration and the tensors of a checkpoint."""
-        modules = base_modules(model)
-        paths = [path for path, delta in deltas.items() if not isinstance(delta, TrainedCopy)]
-        config = {key: getattr(self, name) for name, (key, _) in self.KEYS.items()} | {
-            "target_modules": shortest_names(model, paths),
-            "modules_to_save": list(self.modules_to_save) or None,
-            "fan_in_fan_out": any(is_conv1d(modules[path]) for path in paths),
-        }
-        if "bias" in self.OFF:
-            config["bias"] = "none"
-        return config, with_prefix(tensors_of(deltas))
+        config = {key: getattr(self, name) for key, (name, _) in self.keys().items()}
+        config["modules_to_save"] = list(self.modules_to_save) or None
+        if self.MARK:
+            adapted = {p: m for p, m in base_modules(model).items() if p in own_deltas(deltas)}
+            config["target_modules"] = targets.shortest_names(model, adapted)
+            config["fan_in_fan_out"] = any(map(targets.is_conv1d, adapted.values()))
+        tensors = peft_format.tensors_of(deltas)
+        return config, {PREFIX + key: tensor for key, tensor in tensors.items()}
 
     @classmethod
     def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
@@ -137,43 +137,25 @@ class Method:
         Raises:
             ValueError: an option is not supported, or the tensors do not fit the model.
         """
-        known = {key for key, _ in cls.KEYS.values()} | set(cls.IGNORED.split())
-        check_options(config, known, cls.OFF)
-        tensors = without_prefix(model, tensors)
-        marks = (re.fullmatch(rf"(.+)\.({cls.MARK})", key) for key in tensors)
-        method = cls(**cls.read(model, config, tensors, [m[1] for m in marks if m]))
+        peft_format.check_options(config, [*cls.keys(), cls.SWITCH])
+        tensors = peft_format.without_prefix(model, tensors)
+        marks = {re.fullmatch(rf"(.+)\.({cls.MARK})", key): t for key, t in tensors.items()}
+        method = cls(**cls.read(model, config, {m[1]: t for m, t in marks.items() if m}))
         deltas = method.build(model)
-        fill(deltas, tensors)
+        peft_format.fill(deltas, tensors)
         return method, deltas
 
     @classmethod
-    def read(
-        cls, model: nn.Module, config: Config, tensors: Tensors, paths: Sequence[str]
-    ) -> dict[str, Any]:
-        """Return the hyper-parameters of a checkpoint whose deltas are at these paths."""
-        check_paths(model, config, paths, cls.can_adapt)
-        found = {name: config.get(key, default) for name, (key, default) in cls.KEYS.items()}
-        found["target_modules"] = shortest_names(model, list(paths))
-        return found | {"modules_to_save": heads_of(config, model)}
+    def read(cls, model: nn.Module, config: Config, marks: Tensors) -> dict[str, Any]:
+        """Return the hyper-parameters of a checkpoint that has ``{path: tensor}`` of each `MARK`."""
+        found = {name: config.get(key, theirs) for key, (name, theirs) in cls.keys().items()}
+        found["modules_to_save"] = peft_format.heads_of(config, model)
+        if cls.MARK:
+            peft_format.check_paths(model, config, marks, cls.can_adapt)
+            found["target_modules"] = targets.shortest_names(model, marks)
+        return found
 
 
-class OwnFormat(Method):
-    """A method PEFT does not have: its checkpoint's configuration is its hyper-parameters."""
-
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the hyper-parameters and the tensors."""
-        return asdict(self), with_prefix(tensors_of(deltas))
-
-    @classmethod
-    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
-        """Return the hyper-parameters of a checkpoint and ``{path: delta}`` with its tensors.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        known = {f.name for f in fields(cls)}
-        check_options(config, known)
-        method = cls(**{name: config[name] for name in known & config.keys()})
-        deltas = method.build(model)
-        fill(deltas, without_prefix(model, tensors))
-        return method, deltas
+def own_deltas(deltas: Deltas) -> Deltas:
+    """Return the deltas without the modules that are trained in full."""
+    return {path: delta for path, delta in deltas.items() if not isinstance(delta, TrainedCopy)}

@@ -9,7 +9,7 @@ and every entry replaced by the nearest of the 16. The absmax are quantised in t
     attach(model, LoRA(r=8))      # QLoRA: A and B stay in float32
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.checks import check_flag, check_whole, targets
+from pedagogic_peft import checks
 from pedagogic_peft.sites import outline, sites, swap
-from pedagogic_peft.targets import find_targets, is_conv1d
+from pedagogic_peft.targets import Targets, find_targets, is_conv1d
 
 ABSMAX_BLOCK = 256  # blocks whose absmax are quantised together
 
 
 def quantize_nf4(
     model: nn.Module,
-    target_modules: Sequence[str] | str | None = None,
+    target_modules: Targets = None,
     block_size: int = 64,
     double_quant: bool = True,
 ) -> nn.Module:
@@ -50,12 +50,12 @@ def quantize_nf4(
         ValueError: nothing matches; a weight is not floating-point or not finite; a bad block size.
         RuntimeError: the model carries adaptations.
     """
-    if check_whole("block_size", block_size, least=2) % 2:
-        raise ValueError(f"block_size={block_size}: expected an even number, two codes fill a byte")
-    check_flag("double_quant", double_quant)
+    even = checks.count("block_size", block_size) % 2 == 0
+    checks.expect(even, "block_size", block_size, "an even number, for two codes fill a byte")
+    checks.flag("double_quant", double_quant)
     _refuse_adapted(model)
-    wanted = targets("target_modules", "all-linear" if target_modules is None else target_modules)
-    found = find_targets(model, wanted, _can_quantise)
+    names = "all-linear" if target_modules is None else target_modules
+    found = find_targets(model, checks.targets("target_modules", names), _can_quantise)
     for path, module in found.items():
         weight: Any = module.weight
         if not weight.is_floating_point():
@@ -184,9 +184,7 @@ class NF4Linear(nn.Linear):
         """Return an ordinary linear map with the dequantised weight."""
         W = self.weight if self.kind is nn.Linear else self.weight.T.contiguous()
         with torch.device("meta"):  # its own weight is never made
-            plain: nn.Module = self.kind(
-                *W.T.shape
-            )  # nn.Linear(d_in, d_out), but Conv1D(d_out, d_in)
+            plain: nn.Module = self.kind(*W.T.shape)  # nn.Linear(d_in, d_out), Conv1D(d_out, d_in)
         plain.weight, plain.bias = nn.Parameter(W), self.bias
         return plain.train(self.training)
 

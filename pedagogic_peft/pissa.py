@@ -14,72 +14,15 @@ change, and the delta is s (B A - B_0 A_0) x with A_0 and B_0 constant:
 The two are the same function with the same gradients. At the start ours is W_0 x bit for bit.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.lora import LoRA, LoRALinear
-from pedagogic_peft.method import Deltas, Tensors
-from pedagogic_peft.sites import base_modules
+from pedagogic_peft.peft_format import Tensors
 from pedagogic_peft.targets import is_conv1d, is_linear, sizes
-
-
-@dataclass(frozen=True)
-class PiSSA(LoRA):
-    """The hyper-parameters of a PiSSA adaptation: those of `LoRA`, but no ``parts``.
-
-    `attach` takes a singular value decomposition of each target: O(d³), seconds for d = 4096.
-    Targets are linear maps. Dropout acts on the input of the whole change s (B A - B_0 A_0).
-
-    A checkpoint is the ordinary LoRA of rank 2 r with B' = [B, -B_0] and A' = [A; A_0], which PEFT
-    loads beside the original W_0; `load` makes it a PiSSA again, to go on training.
-
-    Raises:
-        TypeError, ValueError: as `LoRA`.
-    """
-
-    IGNORED: ClassVar[str] = LoRA.IGNORED + " pissa"
-    FOLDED: ClassVar[str] = "pissa"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.parts:
-            raise ValueError(f"parts={self.parts!r}: only LoRA adapts parts of a projection")
-
-    @property
-    def folds(self) -> int:
-        """The ordinary LoRA that a delta equals has rank 2 r."""
-        return 2
-
-    def plan(self, model: nn.Module) -> Deltas:
-        """Return ``{path: delta}`` for this model, which is not changed.
-
-        Raises:
-            ValueError: as `LoRA`; or a target is no linear map, or smaller than r.
-        """
-        deltas, modules = self.build(model), base_modules(model)
-        for path, delta in deltas.items():
-            if isinstance(delta, PiSSALinear):
-                delta.start_at(modules[path])
-        return deltas
-
-    def delta(self, path: str, module: Any) -> Any:
-        """Return the delta for one module."""
-        r, (d_in, d_out) = self.rank_of(path), sizes(module)
-        if not is_linear(module) or r > min(d_in, d_out):
-            raise ValueError(
-                f"{path!r} ({type(module).__name__}, {d_in} -> {d_out}): PiSSA with r={r} needs a "
-                "linear map with at least r inputs and outputs"
-            )
-        return super().delta(path, module)
-
-    @staticmethod
-    def classes() -> tuple[Any, Any]:
-        """Return the class of the deltas."""
-        return PiSSALinear, None
 
 
 class PiSSALinear(LoRALinear):
@@ -129,12 +72,7 @@ class PiSSALinear(LoRALinear):
         """Take the values of what `export` returned."""
         A, A0 = tensors["lora_A.weight"].chunk(2)
         B, minus_B0 = tensors["lora_B.weight"].chunk(2, dim=1)
-        for own, new in (
-            (self.lora_A.weight, A),
-            (self.A0, A0),
-            (self.lora_B.weight, B),
-            (self.B0, -minus_B0),
-        ):
+        for own, new in zip(self.state_dict().values(), (A0, -minus_B0, A, B), strict=True):
             own.copy_(new)
 
     def delta_weight(self) -> Tensor:
@@ -142,3 +80,33 @@ class PiSSALinear(LoRALinear):
         now = self.lora_B.weight.float() @ self.lora_A.weight.float()
         change: Tensor = self.scaling * (now - self.B0.float() @ self.A0.float())
         return change
+
+
+class PiSSA(LoRA):
+    """The hyper-parameters of a PiSSA adaptation: those of `LoRA`, but no ``parts``.
+
+    `attach` takes a singular value decomposition of each target: O(d³), seconds for d = 4096.
+    Targets are linear maps. Dropout acts on the input of the whole change s (B A - B_0 A_0).
+
+    A checkpoint is the ordinary LoRA of rank 2 r with B' = [B, -B_0] and A' = [A; A_0], which PEFT
+    loads beside the original W_0; `load` makes it a PiSSA again, to go on training.
+
+    Raises:
+        ValueError: as `LoRA`.
+    """
+
+    SWITCH = FOLDED = "pissa"
+    OF_LINEAR = PiSSALinear
+
+    @property
+    def folds(self) -> int:
+        """The ordinary LoRA that a delta equals has rank 2 r."""
+        return 2
+
+    def delta(self, path: str, module: Any) -> Any:
+        """Return the delta for one module."""
+        r, (d_in, d_out) = self.rank_of(path), sizes(module)
+        if not is_linear(module) or r > min(d_in, d_out):
+            what = f"{path!r} ({type(module).__name__}, {d_in} -> {d_out}): PiSSA with r={r}"
+            raise ValueError(f"{what} needs a linear map with at least r inputs and outputs")
+        return super().delta(path, module)

@@ -11,39 +11,18 @@ The delta stands beside the attention module and acts in its attention function 
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.attention import (
-    Attend,
-    AttentionDelta,
-    check_can_take_over,
-    find_attentions,
-    heads_and_size,
-    is_attention,
-)
-from pedagogic_peft.checks import (
-    check_choice,
-    check_flag,
-    check_whole,
-    names,
-    targets,
-)
-from pedagogic_peft.method import Config, Deltas, hyper
-from pedagogic_peft.prompt_tuning import (
-    Args,
-    Kwargs,
-    PromptMethod,
-    by_name,
-    check_fits,
-    position_limit,
-)
-from pedagogic_peft.sites import base_modules
+from pedagogic_peft import attention, checks
+from pedagogic_peft.attention import Attend, AttentionDelta
+from pedagogic_peft.method import Checkpoint, Config, Deltas, hyper
+from pedagogic_peft.prompt_tuning import PromptMethod, by_name, check_fits, position_limit
+from pedagogic_peft.sites import Args, Kwargs, base_modules
+from pedagogic_peft.targets import Modules, Names, Targets
 
 # The modules that turn positions into vectors or angles.
 POSITIONS = re.compile(r"(.*\.)?(wpe|position_embeddings|embed_positions|rotary_emb)")
@@ -51,10 +30,9 @@ POSITIONS = re.compile(r"(.*\.)?(wpe|position_embeddings|embed_positions|rotary_
 
 def check_start(what: str, value: Any) -> Any:
     """Return "normal", which is None in PEFT's checkpoints, or "zero"."""
-    return check_choice(what, "normal" if value is None else value, ("normal", "zero"))
+    return checks.one_of("normal", "zero")(what, "normal" if value is None else value)
 
 
-@dataclass(frozen=True)
 class PrefixTuning(PromptMethod):
     """The hyper-parameters of prefix tuning.
 
@@ -77,37 +55,35 @@ class PrefixTuning(PromptMethod):
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
+        ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type: ClassVar[str] = "PREFIX_TUNING"
-    PLAIN: ClassVar[dict[str, Any]] = {"prefix_projection": False}
+    peft_type = "PREFIX_TUNING"
+    PLAIN = {"prefix_projection": False}
+    can_adapt = staticmethod(attention.is_attention)
 
-    can_adapt = staticmethod(is_attention)
-
-    num_virtual_tokens: int = hyper(20, check_whole)
-    prefix_projection: bool = hyper(False, check_flag)
-    encoder_hidden_size: int | None = hyper(None, check_whole)
+    num_virtual_tokens: int = hyper(20, checks.count)
+    prefix_projection: bool = hyper(False, checks.flag)
+    encoder_hidden_size: int | None = hyper(None, checks.count)
     init_weights: str = hyper("normal", check_start)
-    shift_positions: bool = hyper(True, check_flag)
-    target_modules: Sequence[str] | str | None = hyper(None, targets)
-    modules_to_save: Sequence[str] = hyper((), names)
+    shift_positions: bool = hyper(True, checks.flag)
+    target_modules: Targets = hyper(None, checks.targets)
 
-    def targets(self, model: nn.Module, without: Any) -> dict[str, nn.Module]:
+    def targets(self, model: nn.Module, without: Any) -> Modules:
         """Return ``{path: module}`` of the attentions.
 
         Raises:
             ValueError: a name matches no attention; the model does not use the attention interface,
                 or uses it with another function than "sdpa" or "eager".
         """
-        check_can_take_over(model)
+        attention.check_can_take_over(model)
         if self.target_modules is None:
-            return find_attentions(model)
+            return attention.find_attentions(model)
         return super(PromptMethod, self).targets(model, without)
 
-    def deltas(self, model: Any, places: Mapping[str, nn.Module]) -> Deltas:
+    def deltas(self, model: Any, places: Modules) -> Deltas:
         """Return ``{path: delta}``: the prefixes, and the shifts of positions."""
-        (heads, size), n = heads_and_size(model), self.num_virtual_tokens
+        (heads, size), n = attention.heads_and_size(model), self.num_virtual_tokens
         width = self.encoder_hidden_size or model.config.hidden_size
         network = PrefixNetwork(n, heads * size, width) if self.prefix_projection else None
         deltas: Deltas = {}
@@ -124,14 +100,14 @@ class PrefixTuning(PromptMethod):
             deltas[next(iter(places))].network = network  # registered once
         return deltas
 
-    def to_peft(self, model: Any, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_peft(self, model: Any, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors: keys and values, and for us the network as well.
 
         What PEFT cannot compute (other targets, positions not shifted, encoder-decoders: see
         `split`) has a tensor of another name than PEFT reads, so that PEFT refuses the file.
         """
         config, tensors = super().to_peft(model, deltas)
-        heads, size = heads_and_size(model)
+        heads, size = attention.heads_and_size(model)
         layers = config["token_dim"] // (2 * heads * size)
         config |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
         config["init_weights"] = "zero" if self.init_weights == "zero" else None
@@ -141,9 +117,7 @@ class PrefixTuning(PromptMethod):
             del config["target_modules"], config["shift_positions"]  # PEFT knows no such keys
         return config, tensors
 
-    def split(
-        self, model: Any, config: Config, P: Tensor, paths: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
         """Return the layers' keys and values.
 
         In an encoder-decoder of L layers PEFT gives layer l the keys and values of layer 2 l modulo
@@ -152,12 +126,10 @@ class PrefixTuning(PromptMethod):
         Raises:
             ValueError: the model has layers of another number or size.
         """
-        (heads, size), L = heads_and_size(model), len(paths)
+        (heads, size), L = attention.heads_and_size(model), len(paths)
         if P.shape[1] != L * 2 * heads * size:
-            raise ValueError(
-                f"The prefix has {P.shape[1]} numbers for each virtual token; this model has "
-                f"{L} layers * 2 * {heads} heads * {size}"
-            )
+            what = f"The prefix has {P.shape[1]} numbers for each virtual token; this model has"
+            raise ValueError(f"{what} {L} layers * 2 * {heads} heads * {size}")
         layers = P.reshape(len(P), L, 2, heads, size).unbind(1)
         step = 2 if model.config.is_encoder_decoder and "shift_positions" not in config else 1
         return {f"{path}.prefix": layers[step * l % L] for l, path in enumerate(paths)}

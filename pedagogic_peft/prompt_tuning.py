@@ -12,39 +12,19 @@ a batch may have prompts of their own: ``activate(model, rows=["polite", "tale",
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedagogic_peft.checks import (
-    check_choice,
-    check_probability,
-    check_whole,
-    names,
-)
-from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper
-from pedagogic_peft.peft_format import check_options, fill, heads_of, tensors_of
-from pedagogic_peft.sites import TrainedCopy, base_modules
-
-Args = tuple[Any, ...]  # of a module's forward
-Kwargs = dict[str, Any]
-
-# How PEFT's classes for the tasks are chosen, by the end of the model's class name.
-TASK_TYPES = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-}
+from pedagogic_peft import checks
+from pedagogic_peft.method import Checkpoint, Config, Deltas, Method, Tensors, hyper, own_deltas
+from pedagogic_peft.peft_format import TABLE, check_options, fill, tensors_of
+from pedagogic_peft.sites import Args, Kwargs, base_modules
+from pedagogic_peft.targets import Modules, Names
 
 
-@dataclass(frozen=True)
 class PromptMethod(Method):
     """What the methods with virtual tokens share: where text enters, and PEFT's checkpoints.
 
@@ -56,31 +36,25 @@ class PromptMethod(Method):
         PLAIN: {hyper-parameter: its value where no network makes the prompt}.
     """
 
-    IGNORED: ClassVar[str] = (
-        "num_attention_heads num_layers num_transformer_submodules prompt_tuning_init "
-        "prompt_tuning_init_text token_dim tokenizer_kwargs tokenizer_name_or_path"
-    )
     PLAIN: ClassVar[dict[str, Any]] = {}
 
     # (self, embedding of tokens): the prompt in front of the text, as it starts
     prompt: ClassVar[Callable[..., "SoftPrompt"]]
 
-    def targets(self, model: Any, without: object) -> dict[str, nn.Module]:
+    def targets(self, model: Any, without: object) -> Modules:
         """Return ``{path: module}`` of the module that text enters, and of one that attends to it.
 
         Raises:
             ValueError: the model embeds no tokens.
         """
         embedding_of(model)  # or the error
-        backbone = model.base_model
-        entered = {backbone}
-        if hasattr(backbone, "decoder"):  # OPT's heads call it past the backbone
-            entered = {backbone.decoder}
-            if model.config.is_encoder_decoder:
-                entered.add(backbone.encoder)
+        entered = [model.base_model]
+        if hasattr(model.base_model, "decoder"):  # OPT's heads call it past the backbone
+            encoder = [model.base_model.encoder] if model.config.is_encoder_decoder else []
+            entered = [*encoder, model.base_model.decoder]
         return {path: m for path, m in base_modules(model).items() if m in entered}
 
-    def deltas(self, model: Any, places: Mapping[str, Any]) -> Deltas:
+    def deltas(self, model: Any, places: Modules) -> Deltas:
         """Return ``{path: delta}``: the prompt, and what must know of it."""
         (path, backbone), *decoders = places.items()
         delta = self.prompt(embedding_of(model))
@@ -92,20 +66,17 @@ class PromptMethod(Method):
         delta.cuts = not decoders and (is_decoder or not pools)
         return {path: delta} | {path: WiderCrossMask() for path, _ in decoders}
 
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors: the prompt, and for us the network as well."""
-        copies = {path: delta for path, delta in deltas.items() if isinstance(delta, TrainedCopy)}
         prompts = prompts_of(deltas)
+        copies = {path: deltas[path] for path in deltas.keys() - own_deltas(deltas).keys()}
         P = torch.cat([delta.prompt() for delta in prompts.values()], dim=1)  # (n, numbers)
-        tasks = [task for end, task in TASK_TYPES.items() if type(model).__name__.endswith(end)]
-        tasks = [task for task in tasks if copies or "LM" in task]  # the others need a trained head
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "init"}
-        config = own | {
-            "token_dim": P.shape[1],
-            "num_transformer_submodules": 1,
-            "modules_to_save": list(self.modules_to_save) or None,
-            "task_type": tasks[0] if tasks else "FEATURE_EXTRACTION",  # PEFT needs one
-        }
+        kinds, kind = TABLE["task_types"].items(), type(model).__name__
+        # PEFT needs a task, and its other tasks need a trained head.
+        tasks = [task for end, task in kinds if kind.endswith(end) and (copies or "LM" in task)]
+        config = super().to_peft(model, {})[0] | {"token_dim": P.shape[1]}
+        config |= {"num_transformer_submodules": 1}
+        config |= {"task_type": tasks[0] if tasks else "FEATURE_EXTRACTION"}
         tensors = {f"base_model.{key}": tensor for key, tensor in tensors_of(copies).items()}
         if any(getattr(self, name) != value for name, value in self.PLAIN.items()):
             tensors |= {f"prompt_encoder.{key}": t for key, t in tensors_of(prompts).items()}
@@ -118,8 +89,7 @@ class PromptMethod(Method):
         Raises:
             ValueError: an option is not supported, or the tensors do not fit the model.
         """
-        known = {f.name for f in fields(cls)}
-        check_options(config, known | set(cls.IGNORED.split()))
+        check_options(config, cls.keys())
         saved, rest = take("base_model.", tensors)
         network, rest = take("prompt_encoder.", rest)
         if rest.keys() not in ({"prompt_embeddings"}, {"prefix"}):
@@ -127,30 +97,24 @@ class PromptMethod(Method):
         [(name, P)], n = rest.items(), config.get("num_virtual_tokens")
         if len(P) not in (n, 2 * (n or 0)):  # for encoder-decoders PEFT saves 2 n, and uses n
             raise ValueError(f"num_virtual_tokens={n}, but {name} has {len(P)} rows")
-        found = {name: config[name] for name in known & config.keys()}
-        found |= {"modules_to_save": heads_of(config, model)} | ({} if network else cls.PLAIN)
-        deltas = (method := cls(**found)).build(model)
+        method = cls(**cls.read(model, config, {}) | ({} if network else cls.PLAIN))
+        deltas = method.build(model)
         own = network or method.split(model, config, P[:n], list(prompts_of(deltas)))
         fill(deltas, own | saved)
         return method, deltas
 
-    def split(
-        self, model: Any, config: Config, P: Tensor, paths: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
         """Return the deltas' own tensors ``{path.key: tensor}`` from a checkpoint's P."""
         return {f"{paths[0]}.prompt_embeddings": P}
 
 
 def check_init(what: str, value: Any) -> Any:
     """Return the value if it is "vocab", "random" or a list of token ids (as a tuple)."""
-    if value in ("vocab", "random"):
-        return value
-    if isinstance(value, str) or not value:
-        raise ValueError(f'{what}={value!r}: expected "vocab", "random" or a list of token ids')
-    return tuple(value)
+    good = value in ("vocab", "random") or (value and not isinstance(value, str))
+    checks.expect(good, what, value, '"vocab", "random" or a list of token ids')
+    return value if isinstance(value, str) else tuple(value)
 
 
-@dataclass(frozen=True)
 class PromptTuning(PromptMethod):
     """The hyper-parameters of prompt tuning.
 
@@ -171,14 +135,13 @@ class PromptTuning(PromptMethod):
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
+        ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type: ClassVar[str] = "PROMPT_TUNING"
+    peft_type = "PROMPT_TUNING"
 
-    num_virtual_tokens: int = hyper(20, check_whole)
-    init: str | Sequence[int] = hyper("vocab", check_init)
-    modules_to_save: Sequence[str] = hyper((), names)
+    num_virtual_tokens: int = hyper(20, checks.count)
+    init: str | Sequence[int] = hyper("vocab", check_init, key="")
 
     def prompt(self, embedding: nn.Embedding) -> "SoftPrompt":
         """Return the prompt as it starts.
@@ -189,7 +152,6 @@ class PromptTuning(PromptMethod):
         return SoftPrompt(initial_prompt(embedding, self.num_virtual_tokens, self.init))
 
 
-@dataclass(frozen=True)
 class PTuning(PromptMethod):
     """The hyper-parameters of P-tuning: a network, trained with its input, makes the prompt.
 
@@ -203,20 +165,17 @@ class PTuning(PromptMethod):
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
+        ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type: ClassVar[str] = "P_TUNING"
-    PLAIN: ClassVar[dict[str, Any]] = {"encoder_reparameterization_type": None}
+    peft_type = "P_TUNING"
+    PLAIN = {"encoder_reparameterization_type": None}
 
-    num_virtual_tokens: int = hyper(20, check_whole)
-    encoder_reparameterization_type: str | None = hyper(
-        "MLP", partial(check_choice, choices=("MLP", "LSTM", None))
-    )
-    encoder_hidden_size: int | None = hyper(None, check_whole)
-    encoder_num_layers: int = hyper(2, check_whole)
-    encoder_dropout: float = hyper(0.0, check_probability)
-    modules_to_save: Sequence[str] = hyper((), names)
+    num_virtual_tokens: int = hyper(20, checks.count)
+    encoder_reparameterization_type: str | None = hyper("MLP", checks.one_of("MLP", "LSTM", None))
+    encoder_hidden_size: int | None = hyper(None, checks.count)
+    encoder_num_layers: int = hyper(2, checks.count)
+    encoder_dropout: float = hyper(0.0, checks.probability)
 
     def prompt(self, embedding: nn.Embedding) -> "SoftPrompt":
         """Return the prompt, or the network that makes it, as it starts."""
@@ -333,16 +292,12 @@ class RowPrompts:
         rows = [empty if prompt is None else each[prompt] for prompt in self.prompts]
         lengths = [len(row) for row in rows]
         if len(set(lengths)) > 1 and not self.first.counts:
-            raise ValueError(
-                f"rows with prompts of {lengths} virtual tokens: in a {type(module).__name__} they "
-                "need the same number in every row"
-            )
+            what = f"rows with prompts of {lengths} virtual tokens: in a {type(module).__name__}"
+            raise ValueError(f"{what} they need the same number in every row")
         x = kwargs.get("inputs_embeds")
         batch = len(kwargs["input_ids"] if x is None else x)
         if batch % len(rows):
-            raise ValueError(
-                f"A batch of {batch} rows, but activate(rows=...) named {len(rows)} adaptations"
-            )
+            raise ValueError(f"A batch of {batch} rows, but activate named {len(rows)}")
         n, repeats = max(lengths), batch // len(rows)  # beams of one row follow each other
         P = torch.stack([F.pad(row, (0, 0, n - len(row), 0)) for row in rows])  # (rows, n, d)
         real = torch.tensor([[0] * (n - m) + [1] * m for m in lengths], device=P.device)
@@ -415,10 +370,8 @@ def check_can_enter(kwargs: Kwargs) -> None:
     """Raise a ValueError if a mask or a cache is of a kind that cannot be widened."""
     cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
     if getattr(cache, "is_compileable", False) or (mask is not None and mask.dim() != 2):
-        raise ValueError(
-            "A soft prompt needs attention_mask=(batch, tokens) and a cache that grows, but this "
-            "is a static cache or a mask of another shape; leave cache_implementation out"
-        )
+        problem = "this is a static cache (leave cache_implementation out) or another mask"
+        raise ValueError(f"A soft prompt needs attention_mask=(batch, tokens), but {problem}")
 
 
 def by_name(module: nn.Module, args: Args, kwargs: Kwargs) -> Kwargs:
@@ -438,10 +391,8 @@ def embedding_of(model: Any) -> nn.Embedding:
         embedding = None
     embedding = getattr(embedding, "base", embedding)
     if not isinstance(embedding, nn.Embedding):
-        raise ValueError(
-            f"{type(model).__name__} has no embedding of tokens for virtual tokens to stand beside "
-            f"(its input layer is {type(embedding).__name__}); PrefixTuning needs none"
-        )
+        what = f"{type(model).__name__} has no embedding of tokens ({type(embedding).__name__})"
+        raise ValueError(f"{what} for virtual tokens to stand beside; PrefixTuning needs none")
     return embedding
 
 
@@ -474,10 +425,8 @@ def position_limit(model: Any) -> int | None:
 def check_fits(n: int, tokens: int, limit: int | None) -> None:
     """Raise a ValueError if the model has too few positions for n virtual tokens and the text."""
     if limit is not None and n + tokens > limit:
-        raise ValueError(
-            f"The {n} virtual tokens and {tokens} tokens of text need {n + tokens} positions, but "
-            f"the model has {limit}"
-        )
+        what = f"The {n} virtual tokens and {tokens} tokens of text need {n + tokens} positions"
+        raise ValueError(f"{what}, but the model has {limit}")
 
 
 def prompts_of(deltas: Mapping[str, Any]) -> dict[str, Any]:
@@ -485,7 +434,7 @@ def prompts_of(deltas: Mapping[str, Any]) -> dict[str, Any]:
     return {path: delta for path, delta in deltas.items() if hasattr(delta, "prompt")}
 
 
-def take(prefix: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def take(prefix: str, tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors whose names begin so, without the prefix, and the others."""
     taken = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     return taken, {k: t for k, t in tensors.items() if not k.startswith(prefix)}

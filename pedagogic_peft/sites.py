@@ -22,6 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Args = tuple[Any, ...]  # of a module's forward
+Kwargs = dict[str, Any]
+
 
 @dataclass
 class Adaptations:
@@ -52,14 +55,9 @@ class Adaptations:
     found_attention: str | None = None
 
     @property
-    def merged(self) -> bool:
-        """Whether the active adaptations are part of the base weights now."""
-        return bool(self.originals)
-
-    @property
     def computed(self) -> bool:
-        """Whether the places have anything to compute now."""
-        return self.enabled and not self.merged
+        """Whether the places have anything to compute now: not while it is part of the weights."""
+        return self.enabled and not self.originals
 
 
 class Place(nn.Module):
@@ -126,9 +124,7 @@ class Site(Place):
         follow each other.
         """
         if x.shape[0] % len(rows):
-            raise ValueError(
-                f"A batch of {x.shape[0]} rows, but activate(rows=...) named {len(rows)} adaptations"
-            )
+            raise ValueError(f"A batch of {x.shape[0]} rows, but activate named {len(rows)}")
         repeats = x.shape[0] // len(rows)
         outputs, order = [], []
         for name in dict.fromkeys(rows):
@@ -175,16 +171,14 @@ class Annex(Place):
             return super().running()
         return [first.for_rows(rows)]
 
-    def enter(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Let each running delta change the arguments of the module."""
         for delta in self.running():
             if hasattr(delta, "enter"):
                 args, kwargs = delta.enter(module, args, kwargs)
         return args, kwargs
 
-    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def leave(self, module: nn.Module, args: Args, output: Any) -> Any:
         """Let each running delta change the output of the module, in reverse order."""
         for delta in reversed(self.running()):
             if hasattr(delta, "leave"):
@@ -218,6 +212,10 @@ class TrainedCopy(nn.Module):
     def merge_into(self, base: nn.Module) -> None:
         base.load_state_dict(self.module.state_dict())
 
+    def export(self) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint: those of the module."""
+        return self.module.state_dict()
+
 
 def sites(model: nn.Module) -> Iterator[tuple[str, Place]]:
     """Yield ``(path, place)`` for every site and annex; paths are those of the original modules."""
@@ -226,6 +224,11 @@ def sites(model: nn.Module) -> Iterator[tuple[str, Place]]:
             yield path, module
         elif isinstance(annex := module._modules.get("annex"), Annex):
             yield path, annex
+
+
+def deltas_of(model: nn.Module, name: str) -> dict[str, nn.Module]:
+    """Return ``{path: delta}`` of one adaptation."""
+    return {path: place.deltas[name] for path, place in sites(model) if name in place.deltas}
 
 
 def outline(model: nn.Module) -> dict[str, nn.Module]:
@@ -237,17 +240,15 @@ def outline(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     seen: set[nn.Module] = set()
 
-    def walk(path: str, module: nn.Module) -> None:
-        if module in seen:
+    def walk(prefix: str, name: str, module: nn.Module | None) -> None:
+        if module is None or module in seen or isinstance(module, Annex):
             return
         seen.add(module)
-        found[path] = module
-        if not isinstance(module, Site):
-            for name, child in module._modules.items():
-                if child is not None and not isinstance(child, Annex):
-                    walk(f"{path}.{name}" if path else name, child)
+        found[prefix + name] = module
+        for child_name, child in () if isinstance(module, Site) else module._modules.items():
+            walk(f"{prefix}{name}." if name else "", child_name, child)
 
-    walk("", model)
+    walk("", "", model)
     return found
 
 

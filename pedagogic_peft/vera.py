@@ -10,10 +10,7 @@ the first ones. b starts at zero, so the model is unchanged.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +18,12 @@ from torch import Tensor, nn
 
 from pedagogic_peft import checks
 from pedagogic_peft.lora import LoRALinear
-from pedagogic_peft.method import Config, Deltas, Method, Tensors, hyper, same_keys
-from pedagogic_peft.targets import sizes
+from pedagogic_peft.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.targets import Modules, Targets, sizes
 
 SHARED = {"A": "base_model.vera_A", "B": "base_model.vera_B"}  # their names in a checkpoint
 
 
-@dataclass(frozen=True)
 class VeRA(Method):
     """The hyper-parameters of a VeRA adaptation.
 
@@ -43,38 +39,31 @@ class VeRA(Method):
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
+        ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type: ClassVar[str] = "VERA"
-    KEYS: ClassVar[Mapping[str, tuple[str, Any]]] = same_keys(
-        r=256, d_initial=0.1, projection_prng_key=0, save_projection=True
-    ) | {"dropout": ("vera_dropout", 0.0)}
-    IGNORED: ClassVar[str] = "fan_in_fan_out init_weights"
-    MARK: ClassVar[str] = "vera_lambda_b"
+    peft_type = "VERA"
+    MARK = "vera_lambda_b"
 
-    r: int = hyper(256, checks.check_whole)
-    target_modules: Sequence[str] | str | None = hyper(None, checks.targets)
-    d_initial: float = hyper(0.1, checks.check_positive)
-    projection_prng_key: int = hyper(0, partial(checks.check_whole, least=0))
-    save_projection: bool = hyper(True, checks.check_flag)
-    dropout: float = hyper(0.0, checks.check_probability)
-    modules_to_save: Sequence[str] = hyper((), checks.names)
+    r: int = hyper(256, checks.count)
+    target_modules: Targets = hyper(None, checks.targets)
+    d_initial: float = hyper(0.1, checks.positive)
+    projection_prng_key: int = hyper(0, checks.whole)
+    save_projection: bool = hyper(True, checks.flag)
+    dropout: float = hyper(0.0, checks.probability, "vera_dropout")
 
-    def deltas(self, model: nn.Module, places: Mapping[str, nn.Module]) -> Deltas:
+    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""
-        d_in, d_out = (max(size) for size in zip(*map(sizes, places.values()), strict=True))
+        shapes = {path: sizes(module) for path, module in places.items()}
+        d_in, d_out = map(max, zip(*shapes.values(), strict=True))
         shared = Projections(self.r, d_in, d_out, self.projection_prng_key)
-        return {
-            path: VeRALinear(*sizes(base), shared, self.d_initial, self.dropout)
-            for path, base in places.items()
-        }
+        return {p: VeRALinear(*s, shared, self.d_initial, self.dropout) for p, s in shapes.items()}
 
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors."""
         config, tensors = super().to_peft(model, deltas)
         if self.save_projection:
-            tensors |= {key: getattr(_shared(deltas), name) for name, key in SHARED.items()}
+            tensors |= {SHARED[name]: t for name, t in _shared(deltas).named_buffers()}
         return config, tensors
 
     @classmethod
@@ -115,7 +104,7 @@ class Projections(nn.Module):
             values = torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
             self.register_buffer(name, values, persistent=False)
 
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
+    def take(self, tensors: Tensors) -> None:
         """Take the values of a checkpoint, {"A": ..., "B": ...}.
 
         Raises:
@@ -124,7 +113,7 @@ class Projections(nn.Module):
         for name, own in self.named_buffers():
             new = tensors.get(name)
             if new is None or new.shape != own.shape or not new.isfinite().all():
-                found, wanted = None if new is None else tuple(new.shape), tuple(own.shape)
+                found, wanted = getattr(new, "shape", None), list(own.shape)
                 raise ValueError(f"{SHARED[name]} is {found}: expected finite numbers, {wanted}")
             own.copy_(new)
 
@@ -139,7 +128,7 @@ class VeRALinear(nn.Module):
     """
 
     def __init__(
-        self, d_in: int, d_out: int, shared: Projections, d_initial: float, dropout: float = 0
+        self, d_in: int, d_out: int, shared: Projections, d_initial: float, dropout: float
     ):
         super().__init__()
         self.vera_lambda_d = nn.Parameter(torch.full((len(shared.A),), d_initial))

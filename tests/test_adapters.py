@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pedagogic_peft import LoRA, activate, attach, count_parameters, detach, disabled, save
-from pedagogic_peft.adaptation import adapter_drop, install
-from pedagogic_peft.averaging import average
+from pedagogic_peft.adaptation import adapter_drop, average, install
 from pedagogic_peft.bottleneck import BottleneckAdapter, Tap
 from pedagogic_peft.checkpoint import CONFIG, TENSORS
 from pedagogic_peft.compacter import Compacter, PHMLinear, PHMRule
@@ -444,7 +443,7 @@ def test_all_maps_share_one_rule_counted_once_and_saved_once(tmp_path):
 
 
 def test_phm_dim_must_divide_both_sizes():
-    with pytest.raises(ValueError, match="phm_dim=4 must divide .* 32 and 6"):
+    with pytest.raises(ValueError, match="phm_dim=4 must divide 32 and 6"):
         attach(build("bert"), Compacter(bottleneck_size=6))
     with pytest.raises(ValueError, match="placement='parallel'"):
         Compacter(placement="parallel")
@@ -502,7 +501,9 @@ def test_fusion_passes_gradients_through_the_adapters_to_lower_layers():
 
 def test_a_fusion_is_saved_alone_and_needs_its_adapters_to_be_loaded(tmp_path):
     model = attach_random(adapted("bert", "houlsby"), METHODS["houlsby"], "second")
-    attach_random(model, AdapterFusion(["houlsby", "second"], ["classifier"]), "fusion")
+    attach_random(
+        model, AdapterFusion(["houlsby", "second"], modules_to_save=["classifier"]), "fusion"
+    )
     expected = logits(model, "bert")
     base = detach(copy.deepcopy(model), "fusion")
     loaded = reload(model, base, tmp_path, "fusion")

@@ -69,7 +69,7 @@ def test_forward_of_an_embedding_is_the_formula():
 
 
 def test_an_embeddings_padding_token_gets_no_gradient():
-    delta = LoRAEmbedding(11, 6, r=2, padding_idx=3)
+    delta = LoRAEmbedding(nn.Embedding(11, 6, padding_idx=3), r=2, alpha=4)
     delta(torch.tensor([3, 4]), torch.zeros(2, 6)).sum().backward()
     assert not delta.lora_embedding_A.grad[:, 3].any()
     assert delta.lora_embedding_A.grad[:, 4].any()

@@ -15,8 +15,7 @@ from pedagogic_peft import LoRA, activate, attach, count_parameters, merge, save
 from pedagogic_peft.adalora import AdaLoRA, AdaLoRABudget
 from pedagogic_peft.adaptation import install
 from pedagogic_peft.dora import DoRA
-from pedagogic_peft.lora import LoRALinear, LoRAParts
-from pedagogic_peft.lora_plus import lora_plus_groups
+from pedagogic_peft.lora import LoRALinear, LoRAParts, lora_plus_groups
 from pedagogic_peft.pissa import PiSSA
 from pedagogic_peft.sites import sites
 from pedagogic_peft.vera import Projections, VeRA

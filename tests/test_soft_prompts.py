@@ -10,7 +10,6 @@ from models import BUILDERS, VOCAB, batch, build, gradients, logits, randomise
 from torch import Tensor, nn
 
 from pedagogic_peft import LoRA, activate, attach, count_parameters, detach, disabled, load, save
-from pedagogic_peft import checkpoint as checkpoints
 from pedagogic_peft.attention import NAME
 from pedagogic_peft.llama_adapter import GatedPrompt, LlamaAdapter
 from pedagogic_peft.prefix_tuning import PrefixTuning, PTuningV2
@@ -29,12 +28,6 @@ METHODS = {
 DECODERS = ["gpt2", "llama", "opt"]
 ENCODERS = ["bert", "roberta", "distilbert"]
 ON_ATTENTION = [key for key in METHODS if "prefix" in key or "llama" in key]
-
-
-@pytest.fixture(autouse=True)
-def _known(monkeypatch):
-    for method in (PromptTuning, PTuning, PrefixTuning, LlamaAdapter):
-        monkeypatch.setitem(checkpoints.METHODS, method.peft_type, method)
 
 
 def adapted(model_name: str, method, adaptation: str = "default") -> nn.Module:
