@@ -26,7 +26,7 @@ FONTS = "mathjax"  # folder of the fonts, beside the style sheet
 ALWAYS = ("MathJax_Zero", "MathJax_Main-Regular", "MathJax_Math-Italic")  # what every formula uses
 # Only a screen reader meets the MathML; it takes no room.
 HIDDEN = """
-mjx-container { position: relative; }
+mjx-container { position: relative; font-size: 112%; }
 mjx-container[display="true"] { display: block; text-align: center; margin: 1em 0; }
 mjx-assistive-mml { position: absolute; width: 1px; height: 1px; overflow: hidden;
   clip-path: inset(50%); white-space: nowrap; top: 0; left: 0; }
