@@ -12,6 +12,7 @@ STAMP := $(VENV)/.installed
 SITE := _build/html
 CHAPTERS ?= chapters
 PORT ?= 8000
+REPORT ?= _build/reports/notebooks.xml
 
 # The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels of
 # torch and MKL also where the processor has wider ones (100 training steps carry a last digit far).
@@ -30,7 +31,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport MPLBACKEND
 export CHAPTERS
 
-.PHONY: help setup assignments grade test-assignments test gate book check-site publish serve run lint screenshot clean distclean
+.PHONY: help setup assignments grade test-assignments test gate book check-site publish serve run lint address audit screenshot clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -66,7 +67,7 @@ test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict)
 gate:
 	$(BIN)/python -m pytest -q --noconftest tests/test_notebooks.py
 	$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120 \
-	    --nbval-sanitize-with tests/nbval.cfg $(CHAPTERS)
+	    --nbval-sanitize-with tests/nbval.cfg --junitxml=$(REPORT) $(CHAPTERS)
 
 book: $(STAMP)  ## build the site into _build/html (any warning is an error)
 	rm -rf $(SITE) _build/.doctrees  # pages taken out of the contents would stay
@@ -83,7 +84,7 @@ publish:  ## test, build, check the site; stop at the first that fails
 	@echo "$(SITE) is ready to publish."
 
 serve: $(STAMP)  ## show the built site at http://localhost:8000 (PORT=8000)
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
+	$(BIN)/python book/tools/serve.py $(PORT)
 
 run: $(STAMP)  ## re-execute the notebooks (CHAPTERS=...) and store their outputs
 	$(BIN)/python book/tools/run_notebooks.py $(CHAPTERS)
@@ -91,7 +92,14 @@ run: $(STAMP)  ## re-execute the notebooks (CHAPTERS=...) and store their output
 lint: $(STAMP)  ## check style, format (notebooks too) and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
+
+address: $(STAMP)  ## move the book: REPOSITORY=https://... SITE_ADDRESS=https://...
+	$(BIN)/python book/tools/address.py $(REPOSITORY) $(SITE_ADDRESS)
+
+audit: $(STAMP)  ## measure some built pages with Lighthouse (needs node and Chromium)
+	$(BIN)/python book/tools/audit.py
 
 screenshot: $(STAMP)  ## take the README's picture of a page from the built site
 	$(BIN)/python book/tools/screenshot.py

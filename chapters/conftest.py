@@ -3,7 +3,23 @@
 Outputs that differ do not stop it, so that one run shows every difference.
 """
 
+import platform
+from importlib.metadata import version
+
 import pytest
+
+VERSIONS = ("torch", "transformers", "peft", "numpy")
+
+
+def pytest_configure(config):
+    """Write the versions into the report from which the book's status page is made."""
+    from _pytest.junitxml import xml_key
+
+    report = config.stash.get(xml_key, None)
+    if report is not None:
+        report.add_global_property("Python", platform.python_version())
+        for name in VERSIONS:
+            report.add_global_property(name, version(name).split("+")[0])
 
 
 def pytest_runtest_makereport(item, call):

@@ -1,7 +1,10 @@
 """The book as source: all pages listed, addresses where we say, a README that runs."""
 
+import importlib.util
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +14,6 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 SKIPPED = {".git", ".venv", "_build", "__pycache__"}
-ADDRESS = re.compile(r"github\.com/example/|example\.github\.io")
-WITH_ADDRESS = {
-    "_config.yml", "pyproject.toml", "CITATION.cff", "README.md", "CONTRIBUTING.md",
-    "book/how_to_read.md",
-}  # fmt: skip
 
 
 def files_of(*suffixes: str) -> list[Path]:
@@ -50,14 +48,44 @@ def test_every_page_is_in_the_contents():
     assert names == entries_of_contents()
 
 
-def test_the_repository_address_is_only_where_contributing_says():
-    named = set()
-    for path in files_of(".yml", ".toml", ".cff", ".md", ".py"):
-        if ADDRESS.search(path.read_text(encoding="utf-8")):
-            named.add(str(path.relative_to(ROOT)))
-    assert named == WITH_ADDRESS
-    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert all(name in contributing for name in WITH_ADDRESS)
+def load_tool(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "tools" / f"{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def test_every_file_names_the_address_in_the_configuration():
+    tool = load_tool("address")
+    repository, site = tool.addresses()
+    ours = re.compile(r"https?://(?:github\.com/[\w-]+|[\w-]+\.github\.io)/pedagogic-peft\b")
+    named = 0
+    for path in tool.files():
+        for found in ours.findall(path.read_text(encoding="utf-8")):
+            named += 1
+            assert found in (repository, site), f"{path.relative_to(ROOT)}: {found}"
+    assert named > 5
+
+
+def test_the_book_moves_to_another_address_by_one_command(tmp_path):
+    tool = load_tool("address")
+    repository, site = tool.addresses()
+    (tmp_path / "chapters").mkdir()
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    page = tmp_path / "chapters" / "page.ipynb"
+    page.write_text(f'{{"source": "git+{repository}@v1", "read": "{site}/book/index.html"}}')
+    changed = tool.move(
+        ("https://github.com/me/our-book", "https://me.github.io/our-book"), tmp_path
+    )
+    assert {path.name for path in changed} == {"_config.yml", "page.ipynb"}
+    assert tool.addresses(tmp_path) == (
+        "https://github.com/me/our-book",
+        "https://me.github.io/our-book",
+    )
+    assert json.loads(page.read_text()) == {
+        "source": "git+https://github.com/me/our-book@v1",
+        "read": "https://me.github.io/our-book/book/index.html",
+    }
 
 
 def test_no_file_names_a_folder_of_one_machine():

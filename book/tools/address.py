@@ -1,0 +1,64 @@
+"""Move the book: its addresses stand in _config.yml, and every other file follows it.
+
+python book/tools/address.py REPOSITORY SITE
+
+REPOSITORY is like https://github.com/OWNER/NAME, SITE like https://OWNER.github.io/NAME/. Both are
+written into _config.yml and into every file that names the old ones (the notebooks' first cells, the
+README, pyproject.toml ...). `tests/test_book.py` fails on a file that names another address.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SKIPPED = {".git", ".venv", "_build", "__pycache__", "node_modules"}
+TEXT = (".cff", ".ipynb", ".md", ".py", ".toml", ".yml")
+
+
+def addresses(root: Path = ROOT) -> tuple[str, str]:
+    """The repository's and the site's address, without their last slash, from _config.yml."""
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    return config["repository"]["url"].rstrip("/"), config["html"]["baseurl"].rstrip("/")
+
+
+def files(root: Path = ROOT) -> list[Path]:
+    """Every file that may name an address."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [f for f in folders if f not in SKIPPED and not f.endswith(".egg-info")]
+        found += [Path(folder) / name for name in names if name.endswith(TEXT)]
+    return sorted(found)
+
+
+def pairs(old: tuple[str, str], new: tuple[str, str]) -> dict[str, str]:
+    """What to replace by what: the addresses, and the repository's short name OWNER/NAME."""
+    short = [re.sub(r"^https?://[^/]+/", "", address[0]) for address in (old, new)]
+    return dict(zip(old, new, strict=True)) | {f"/github/{short[0]}/": f"/github/{short[1]}/"}
+
+
+def move(new: tuple[str, str], root: Path = ROOT) -> list[Path]:
+    """Replace the old addresses everywhere; return the files that changed."""
+    replace, changed = pairs(addresses(root), new), []
+    for path in files(root):
+        before = after = path.read_text(encoding="utf-8")
+        for old, address in replace.items():
+            after = after.replace(old, address)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+def main(given: list[str]) -> None:
+    if len(given) != 2 or not all(re.fullmatch(r"https?://[^/\s]+/\S*", url) for url in given):
+        sys.exit(f"given {given}: expected two addresses.\n{__doc__}")
+    for path in move((given[0].rstrip("/"), given[1].rstrip("/"))):
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

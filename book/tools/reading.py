@@ -1,0 +1,235 @@
+"""Sphinx extension: what a reader wants to know about a page, computed when the site is built.
+
+* Under a chapter page's title: how long it takes to read, and the parts of the library it uses.
+* On a reference page, under a class or function: the pages that build it and use it.
+* ``{book-contents}``: the chapters with their pages and reading times.
+* ``{notebook-status}``: each notebook with the result of the last test run, its time, and the versions.
+"""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import yaml
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+WORDS_A_MINUTE = 200
+SECONDS_A_LINE = 2  # of code
+SECONDS_A_FIGURE = 15
+REPORT = Path("_build") / "reports" / "notebooks.xml"  # `make gate` leaves it there
+IMPORTED = re.compile(r"^\s*from pedagogic_peft[\w.]* import \(?([\w\s,]+)\)?", re.MULTILINE)
+
+
+class contents_placeholder(nodes.General, nodes.Element):
+    """Where the contents go, once all pages are read."""
+
+
+class BookContents(SphinxDirective):
+    def run(self):
+        return [contents_placeholder()]
+
+
+class NotebookStatus(SphinxDirective):
+    def run(self):
+        self.env.note_reread()
+        report = Path(self.env.srcdir) / REPORT
+        if not report.exists():
+            words = (
+                "No test run is at hand. make gate executes every notebook and leaves its report"
+            )
+            return [nodes.paragraph("", f"{words} in {REPORT}; build the site after it.")]
+        suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+        rows = [
+            [page, cells, f"{seconds:.0f} s", "failed" if wrong else "passed"]
+            for page, (cells, seconds, wrong) in sorted(by_page(suite).items())
+        ]
+        found = [(p.get("name"), p.get("value")) for p in suite.iter("property")]
+        versions = ", ".join(f"{name} {version}" for name, version in found)
+        when = (suite.get("timestamp") or "")[:10]
+        head = ["page", "cells", "time", "result"]
+        wrong = sum(row[-1] == "failed" for row in rows)
+        summary = f"Run of {when}: {len(rows) - wrong} of {len(rows)} notebooks passed. {versions}."
+        return [nodes.paragraph("", summary), table(head, rows)]
+
+
+def by_page(suite) -> dict[str, tuple[int, float, int]]:
+    """{page: (cells, seconds, failures)} from the cells that pytest reported."""
+    pages = {}
+    for case in suite.iter("testcase"):
+        page = case.get("classname", "").replace(".ipynb", "").replace(".", "/")
+        cells, seconds, wrong = pages.get(page, (0, 0.0, 0))
+        failed = case.find("failure") is not None or case.find("error") is not None
+        # A cell that is skipped stands behind one that did not finish.
+        failed = failed or case.find("skipped") is not None
+        pages[page] = (cells + 1, seconds + float(case.get("time", 0)), wrong + failed)
+    return pages
+
+
+def table(head: list, rows: list[list]) -> nodes.table:
+    group = nodes.tgroup("", cols=len(head))
+    group += [nodes.colspec(colwidth=1) for _ in head]
+    for part, lines in ((nodes.thead(), [head]), (nodes.tbody(), rows)):
+        for line in lines:
+            row = nodes.row()
+            for content in line:
+                entry = nodes.entry()
+                text = (
+                    content
+                    if isinstance(content, nodes.Node)
+                    else nodes.paragraph("", str(content))
+                )
+                row += entry
+                entry += text
+            part += row
+        group += part
+    return nodes.table("", group, classes=["table"])
+
+
+def read(app, doctree) -> None:
+    """Measure a page, and note what of the library it builds and uses."""
+    page = app.env.docname
+    facts = app.env.__dict__.setdefault("book_facts", {})
+    if not page.startswith("chapters/"):
+        return
+    code = [node for node in doctree.findall(nodes.literal_block) if is_input(node)]
+    words = sum(
+        len(node.astext().split())
+        for node in doctree.findall(nodes.TextElement)
+        if isinstance(node, nodes.paragraph | nodes.title)
+    )
+    lines = sum(node.astext().count("\n") + 1 for node in code)
+    figures = sum(1 for _ in doctree.findall(nodes.image))
+    seconds = 60 * words / WORDS_A_MINUTE + SECONDS_A_LINE * lines + SECONDS_A_FIGURE * figures
+    cells = [node.get("cell_metadata", {}) for node in doctree.findall(nodes.container)]
+    built = [name for cell in cells for name in as_list(cell.get("library", []))]
+    used = {
+        name.strip()
+        for node in code
+        for found in IMPORTED.findall(node.astext())
+        for name in found.replace("\n", ",").split(",")
+    }
+    facts[page] = {"minutes": max(1, round(seconds / 60)), "built": built, "used": used - {""}}
+
+
+def is_input(node) -> bool:
+    return "cell_input" in (node.parent.get("classes", []) if node.parent else [])
+
+
+def as_list(value) -> list:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def resolve(app, doctree, page: str) -> None:
+    """Write the facts into the pages; the links exist now."""
+    facts = getattr(app.env, "book_facts", {})
+    for place in list(doctree.findall(contents_placeholder)):
+        place.replace_self(contents(app, page, facts) if app.builder.format == "html" else [])
+    if app.builder.format != "html":
+        return
+    if page in facts:
+        add_line(app, doctree, page, facts[page])
+    if page.startswith("book/api/"):
+        for described in doctree.findall(lambda node: node.tagname == "desc"):
+            add_pages(app, page, described, facts)
+
+
+def objects(app) -> dict[str, tuple[str, str]]:
+    """{short name: (page, anchor)} of the library's documented classes and functions."""
+    found = app.env.domaindata["py"]["objects"].items()
+    return {
+        name.rsplit(".", 1)[1]: (entry.docname, entry.node_id)
+        for name, entry in found
+        if name.startswith("pedagogic_peft.") and entry.objtype in ("class", "function")
+    }
+
+
+def link(app, page: str, to: str, text: str, anchor: str = "", code: bool = False):
+    uri = app.builder.get_relative_uri(page, to) + (f"#{anchor}" if anchor else "")
+    inner = nodes.literal("", text) if code else nodes.inline("", text)
+    return nodes.reference("", "", inner, refuri=uri, internal=True)
+
+
+def add_line(app, doctree, page: str, fact: dict) -> None:
+    """Under the title: reading time, and links to the library's pages."""
+    line = nodes.paragraph(
+        "", f"About {fact['minutes']} minutes to read.", classes=["reading-time"]
+    )
+    known = objects(app)
+    names = sorted(fact["used"] & set(known)) + [n.rsplit(".", 1)[1] for n in fact["built"]]
+    names = [name for name in dict.fromkeys(names) if name in known]
+    if names:
+        line += nodes.Text(" In the library: ")
+        for i, name in enumerate(names):
+            target, anchor = known[name]
+            line += [
+                nodes.Text(", " if i else ""),
+                link(app, page, target, name, anchor, code=True),
+            ]
+        line += nodes.Text(".")
+    title = next(doctree.findall(nodes.title), None)
+    if title is not None:
+        title.parent.insert(title.parent.index(title) + 1, line)
+
+
+def add_pages(app, page: str, described, facts: dict) -> None:
+    """Under a class or function: the pages that build it, and those that use it."""
+    signature = described[0]
+    if described.get("objtype") not in ("class", "function") or not signature.get("ids"):
+        return
+    full = signature["ids"][0]
+    name = full.rsplit(".", 1)[-1]
+    built = [where for where, fact in facts.items() if full in fact["built"]]
+    used = [where for where, fact in facts.items() if name in fact["used"] and where not in built]
+    line = nodes.paragraph("", "", classes=["taught-in"])
+    for words, pages in (("Built in ", built), ("Used in ", used)):
+        if pages:
+            line += nodes.Text(f"{words}")
+            for i, where in enumerate(sorted(pages)):
+                line += [
+                    nodes.Text(", " if i else ""),
+                    link(app, page, where, title_of(app, where)),
+                ]
+            line += nodes.Text(". ")
+    if len(line.children):
+        described[-1].insert(0, line)
+
+
+def title_of(app, page: str) -> str:
+    return toc(app).get(page) or app.env.titles[page].astext()
+
+
+def toc(app) -> dict[str, str]:
+    """{page: its title in the contents}, in the contents' order."""
+    source = Path(app.srcdir) / "book" / "_toc.yml"
+    parts = yaml.safe_load(source.read_text(encoding="utf-8"))["parts"]
+    entries = [entry for part in parts for entry in part["chapters"]]
+    return {entry["file"]: entry.get("title", "") for entry in entries}
+
+
+def contents(app, page: str, facts: dict) -> nodes.table:
+    """Chapter by chapter: its pages, each with its reading time."""
+    chapters = {}
+    for where in toc(app):
+        if where in facts:
+            chapters.setdefault(where.split("/")[1], []).append(where)
+    rows = []
+    for folder, pages in chapters.items():
+        number, name = folder.split("_", 1)
+        line = nodes.paragraph()
+        for i, where in enumerate(pages):
+            text = re.sub(r"^\d+\.\d+\s+", "", title_of(app, where))
+            line += [nodes.Text(" · " if i else ""), link(app, page, where, text)]
+            line += nodes.Text(f" ({facts[where]['minutes']} min)")
+        title = {"lora": "LoRA"}.get(name, name.replace("_", " ").capitalize())
+        rows.append([f"{int(number)} {title}", line])
+    return table(["chapter", "pages"], rows)
+
+
+def setup(app) -> dict:
+    app.add_node(contents_placeholder)
+    app.add_directive("book-contents", BookContents)
+    app.add_directive("notebook-status", NotebookStatus)
+    app.connect("doctree-read", read)
+    app.connect("doctree-resolved", resolve)
+    return {"parallel_read_safe": False, "parallel_write_safe": True}
