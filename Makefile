@@ -31,7 +31,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport MPLBACKEND
 export CHAPTERS
 
-.PHONY: help setup assignments grade test-assignments test gate book check-site publish serve run lint address audit screenshot clean distclean
+.PHONY: help setup assignments grade test-assignments test gate book check-site publish serve run lint address ebook links audit screenshot clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -72,6 +72,7 @@ gate:
 book: $(STAMP)  ## build the site into _build/html (any warning is an error)
 	rm -rf $(SITE) _build/.doctrees  # pages taken out of the contents would stay
 	$(BIN)/jupyter-book build . --toc book/_toc.yml -W --keep-going -n
+	$(BIN)/python book/tools/outside_links.py
 
 check-site: $(STAMP)  ## check the built site: links, alt texts, nothing from outside, in a browser
 	@test -f $(SITE)/index.html || { echo "no site in $(SITE): run make book first"; exit 1; }
@@ -97,6 +98,12 @@ lint: $(STAMP)  ## check style, format (notebooks too) and types
 
 address: $(STAMP)  ## move the book: REPOSITORY=https://... SITE_ADDRESS=https://...
 	$(BIN)/python book/tools/address.py $(REPOSITORY) $(SITE_ADDRESS)
+
+ebook: $(STAMP)  ## make a PDF and an EPUB of the built site, linked from its landing page
+	$(BIN)/python book/tools/ebook.py
+
+links: $(STAMP)  ## ask every outside link of the book whether it still leads somewhere
+	$(BIN)/python book/tools/outside_links.py --check
 
 audit: $(STAMP)  ## measure some built pages with Lighthouse (needs node and Chromium)
 	$(BIN)/python book/tools/audit.py

@@ -65,14 +65,19 @@ class MathJax:
                 raise RuntimeError("MathJax did not start within 60 s")
             time.sleep(0.02)
 
-    def draw(self, tex: str, display: bool) -> str:
-        """Return one formula as HTML; raises ValueError where MathJax does not understand it."""
+    def draw(self, tex: str, display: bool, html: bool = True) -> str:
+        """Return one formula as HTML, or as MathML alone.
+
+        Raises ValueError where MathJax does not understand it.
+        """
         given = f"{json.dumps(tex)}, {{ display: {json.dumps(display)} }}"
         drawn = self.engine.eval(f"MathJax.startup.adaptor.outerHTML(MathJax.tex2chtml({given}))")
         mathml = self.engine.eval(f"MathJax.tex2mml({given})")
         if "<mjx-merror" in drawn or "<merror" in mathml:
             message = re.search(r'(?:data-mjx-error|title)="([^"]*)"', drawn + mathml)
             raise ValueError(f"formula {tex!r}: {message.group(1) if message else 'not TeX'}")
+        if not html:
+            return re.sub(r">\s+<", "><", mathml)
         drawn = drawn.replace("<mjx-math ", '<mjx-math aria-hidden="true" ', 1)
         mathml = re.sub(r">\s+<", "><", mathml)
         assistive = f"<mjx-assistive-mml>{mathml}</mjx-assistive-mml></mjx-container>"
@@ -104,7 +109,7 @@ def draw(translator, node, display: bool) -> str:
     engine = mathjax(app)
     if (tex, display) not in app._formulas:
         try:
-            app._formulas[tex, display] = engine.draw(tex, display)
+            app._formulas[tex, display] = engine.draw(tex, display, app.builder.name != "epub")
         except ValueError as error:
             logging.getLogger(__name__).warning(str(error), location=node)
             return translator.encode(tex)
