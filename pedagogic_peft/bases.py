@@ -14,12 +14,12 @@ def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
     """Load a pretrained base model and its tokenizer, in evaluation mode.
 
     ``"pocket-gpt"`` and ``"pocket-vit"``, which reads images (`pedagogic_peft.pocket.vision`), ship
-    inside this package and need no network. Any other name is a folder or a
-    model of the Hugging Face Hub that ``AutoModelForCausalLM`` can load, such as ``"gpt2"``.
+    inside this package and need no network. Any other name is a folder or a model of the Hugging
+    Face Hub: a causal language model, such as ``"gpt2"``, or a classifier of images.
 
     Args:
         name: a pocket model, a local folder, or a Hub name.
-        **options: passed on to ``AutoModelForCausalLM.from_pretrained`` (``dtype``, ``device_map``, …).
+        **options: passed on to transformers' ``from_pretrained`` (``dtype``, ``device_map``, …).
 
     Returns:
         ``(model, tokenizer)``. The tokenizer has a padding token: where the model has none, its
@@ -47,9 +47,15 @@ def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
 
 
 def _load(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageClassification,
+        AutoTokenizer,
+    )
 
-    if source == str(pocket_folder("pocket-vit")):
+    made_as = AutoConfig.from_pretrained(source).architectures or []
+    if any("ImageClassification" in name for name in made_as):
         return AutoModelForImageClassification.from_pretrained(source, **options).eval(), None
     model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
     tokenizer = AutoTokenizer.from_pretrained(source)

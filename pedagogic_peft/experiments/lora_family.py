@@ -1,4 +1,4 @@
-"""The comparison of page 2.5: LoRA and its variants at about equal budget, each at its own rate.
+"""The comparison of page 2.5: LoRA and its variants, each at its own learning rate.
 
     python -m pedagogic_peft.experiments.lora_family    # runs what is missing, about 15 minutes in all
 
@@ -28,12 +28,15 @@ from pedagogic_peft import (
     lora_plus_groups,
     train,
 )
-from pedagogic_peft.experiments.store import Cell, run_missing
+from pedagogic_peft.experiments import store
+from pedagogic_peft.experiments.store import Cell
 from pedagogic_peft.pocket import tasks
+from pedagogic_peft.pocket.lessons import lesson
 
 RESULTS = Path(__file__).with_name("lora_family.jsonl")
 SEEDS = (0, 1, 2)
 EVERYWHERE: dict[str, Any] = {"target_modules": "all-linear"}
+
 METHODS: dict[str, tuple[Callable[[], Any], tuple[float, ...]]] = {
     "LoRA": (lambda: LoRA(r=8, alpha=16, **EVERYWHERE), (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
     "rsLoRA": (
@@ -42,6 +45,7 @@ METHODS: dict[str, tuple[Callable[[], Any], tuple[float, ...]]] = {
     ),
     "LoRA+": (lambda: LoRA(r=8, alpha=16, **EVERYWHERE), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
     "DoRA": (lambda: DoRA(r=8, alpha=16, **EVERYWHERE), (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+    "DoRA, r = 7": (lambda: DoRA(r=7, alpha=14, **EVERYWHERE), (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
     "PiSSA": (lambda: PiSSA(r=8, alpha=8, **EVERYWHERE), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
     "VeRA": (lambda: VeRA(r=128, **EVERYWHERE), (1e-2, 3e-2, 1e-1, 3e-1, 1.0)),
     "AdaLoRA": (
@@ -53,34 +57,41 @@ PLUS_RATIO = 16  # LoRA+: the rate of B divided by that of A
 
 
 @cache
-def base() -> tuple[Any, Any]:
-    """Return pocket-gpt and its tokenizer."""
+def frozen(base: str) -> tuple[Any, Any]:
+    """Return the base and its tokenizer."""
     torch.set_num_threads(1)
-    return load_base("pocket-gpt")
+    model, tokenizer = load_base(base)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 @cache
-def material(task: str) -> tuple[Any, dict[str, Any]]:
+def material(task: str, base: str) -> tuple[Any, dict[str, Any]]:
     """Return the training data of a task, encoded, and how long to train."""
-    short = [e for e in tasks.sentiment(2000, seed=1) if len(e.prompt.split()) <= 16]
-    examples = short if task == "sentiment" else tasks.recipes(500, seed=1)
+    if task == "sentiment":
+        reviews = lesson(base).sentiment(2000, seed=1)
+        examples: Any = [e for e in reviews if len(e.prompt.split()) <= 16]
+    else:
+        examples = lesson(base).recipes(500, seed=1)
     steps, batch_size = (60, 16) if task == "sentiment" else (50, 8)
-    return tasks.encode(base()[1], examples), {"steps": steps, "batch_size": batch_size}
+    return tasks.encode(frozen(base)[1], examples), {"steps": steps, "batch_size": batch_size}
 
 
-def score(task: str, model: Any, seed: int) -> float:
+def score(task: str, model: Any, seed: int, split: str, base: str) -> float:
     """Return the accuracy on 250 reviews, or the loss on 60 recipes in nats per token."""
-    tokenizer = base()[1]
+    tokenizer, data = frozen(base)[1], lesson(base)
     if task == "recipes":
-        return tasks.loss_per_token(model, tokenizer, tasks.recipes(60, seed))
-    return tasks.word_accuracy(model, tokenizer, tasks.sentiment(250, seed), ["smiled", "frowned"])
+        return tasks.loss_per_token(model, tokenizer, data.recipes(60, seed))
+    return tasks.word_accuracy(model, tokenizer, data.sentiment(250, seed, split), data.labels)
 
 
-def run(task: str, method: str, lr: float, seed: int) -> Cell:
-    """Train one cell; return its scores on validation and test set, and how many parameters."""
-    data, settings = material(task)
+def run(task: str, method: str, lr: float, seed: int, base: str = "pocket-gpt") -> Cell:
+    """Train one cell; return its scores on validation and test set, and how many parameters.
+
+    AdaLoRA takes parameters away in training: counted is what it starts with.
+    """
+    data, settings = material(task, base)
     torch.manual_seed(seed)
-    model = attach(copy.deepcopy(base()[0]), METHODS[method][0]())
+    model = attach(copy.deepcopy(frozen(base)[0]), METHODS[method][0]())
     trainable = count_parameters(model).trainable
     settings = settings | {"lr": lr, "seed": seed, "progress": False}
     if method == "LoRA+":
@@ -92,14 +103,16 @@ def run(task: str, method: str, lr: float, seed: int) -> Cell:
         train(model, data, **settings)
     except FloatingPointError:  # the rate was far too large
         return {"val": None, "test": None, "trainable": trainable}
-    scores = {name: round(score(task, model, held), 4) for name, held in (("val", 3), ("test", 2))}
+    held_out = {"val": (3, "validation"), "test": (2, "test")}
+    scores = {name: round(score(task, model, *how, base), 4) for name, how in held_out.items()}
     return scores | {"trainable": trainable}
 
 
-def cells() -> list[Cell]:
-    """Return every cell of the comparison."""
+def cells(base: str = "pocket-gpt") -> list[Cell]:
+    """Return every cell of the comparison. Another base's rates are smaller in one proportion."""
+    factor = lesson(base).lr_lora / lesson("pocket-gpt").lr_lora
     return [
-        {"task": task, "method": name, "lr": lr, "seed": seed}
+        {"task": task, "method": name, "lr": factor * lr, "seed": seed}
         for task in ("sentiment", "recipes")
         for name, (_, rates) in METHODS.items()
         for lr in rates
@@ -107,5 +120,10 @@ def cells() -> list[Cell]:
     ]
 
 
+def results(base: str = "pocket-gpt") -> list[Cell]:
+    """Return the comparison's records for a base; see `store.results`."""
+    return store.results(RESULTS, base, cells, run)
+
+
 if __name__ == "__main__":
-    run_missing(cells(), run, RESULTS)
+    store.run_missing(cells(), run, RESULTS)

@@ -1,4 +1,4 @@
-"""The grid of page 2.3: which matrices, which rank, which scaling, which learning rate.
+"""The grid of page 2.3: which matrices, which rank, which scaling, which learning rate; and full fine-tuning.
 
     python -m pedagogic_peft.experiments.lora_grid    # runs what is missing, about 15 minutes in all
 
@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pedagogic_peft import LoRA, attach, count_parameters, load_base, train
-from pedagogic_peft.experiments.store import Cell, run_missing
+from pedagogic_peft.architectures import modules_in_role, roles_of
+from pedagogic_peft.experiments import store
+from pedagogic_peft.experiments.store import Cell
 from pedagogic_peft.pocket import tasks
+from pedagogic_peft.pocket.lessons import lesson
+from pedagogic_peft.targets import find_targets, is_linear, sizes
 
 RESULTS = Path(__file__).with_name("lora_grid.jsonl")
 STEPS, BATCH_SIZE = 60, 16
@@ -29,47 +34,83 @@ SCALINGS: dict[str, Callable[[int], dict[str, Any]]] = {
     "5.7 / √r": lambda r: {"alpha": 2 * 8**0.5, "use_rslora": True},
 }
 ALL_RATES = (3e-3, 5e-3, 1e-2, 2e-2)
-# At equal budget: the ranks give each set 48,640 to 49,728 trained parameters.
-TARGETS: dict[str, tuple[Any, int]] = {
-    "q, v": (["q_proj", "v_proj"], 19),
-    "q, k, v, o": (["q_proj", "k_proj", "v_proj", "o_proj"], 10),
-    "feed-forward": (["gate_proj", "up_proj", "down_proj"], 7),
-    "all": ("all-linear", 4),
-}
+FULL_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+SETS = ("q, v", "q, k, v, o", "feed-forward", "all")  # of target modules
 
 
 @cache
-def material() -> tuple[Any, Any, list[Any], list[tasks.Example]]:
+def material(base: str = "pocket-gpt") -> tuple[Any, Any, list[Any], list[tasks.Example]]:
     """Return the base, its tokenizer, the training data and the validation reviews."""
     torch.set_num_threads(1)
-    base, tokenizer = load_base("pocket-gpt")
-    short = [e for e in tasks.sentiment(2000, seed=1) if len(e.prompt.split()) <= 16]
-    return base, tokenizer, tasks.encode(tokenizer, short), tasks.sentiment(250, seed=3)
+    model, tokenizer = load_base(base)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    reviews = lesson(base).sentiment
+    short = [e for e in reviews(2000, seed=1) if len(e.prompt.split()) <= 16]
+    return (
+        model,
+        tokenizer,
+        tasks.encode(tokenizer, short),
+        reviews(250, seed=3, split="validation"),
+    )
 
 
-def run(part: str, name: str, r: int, lr: float, seed: int) -> Cell:
+def targets(model: nn.Module, name: str) -> tuple[list[str], int]:
+    """Return the modules of one of ``SETS``, and the rank that makes its budget about equal.
+
+    The budget is that of rank 4 on every linear map; for pocket-gpt 48,640 to 51,200 trained
+    parameters. Where q, k and v are one map, as in GPT-2, "q, v" holds all three.
+    """
+    roles = roles_of(model)
+    every = find_targets(model, "all-linear", is_linear)
+    attention = modules_in_role(model, roles.query, roles.key, roles.value, roles.attention_output)
+    found = {
+        "q, v": modules_in_role(model, roles.query, roles.value),
+        "q, k, v, o": attention,
+        "feed-forward": {path: m for path, m in every.items() if path not in attention},
+        "all": every,
+    }
+
+    def per_rank(modules: Any) -> int:
+        return sum(sum(sizes(module)) for module in modules.values())
+
+    return list(found[name]), round(4 * per_rank(every) / per_rank(found[name]))
+
+
+def run(part: str, name: str, r: int, lr: float, seed: int, base: str = "pocket-gpt") -> Cell:
     """Train one cell and measure it."""
-    base, tokenizer, data, reviews = material()
+    frozen, tokenizer, data, reviews = material(base)
+    method = None  # full fine-tuning
     if part == "scaling":
         method = LoRA(r=r, target_modules="all-linear", **SCALINGS[name](r))
-    else:
-        method = LoRA(r=r, alpha=2 * r, target_modules=TARGETS[name][0])
+    elif part == "targets":
+        method = LoRA(r=r, alpha=2 * r, target_modules=targets(frozen, name)[0])
     torch.manual_seed(seed)
-    model = attach(copy.deepcopy(base), method)
+    model = copy.deepcopy(frozen)
+    if method:
+        attach(model, method)
     train(model, data, steps=STEPS, batch_size=BATCH_SIZE, lr=lr, seed=seed, progress=False)
-    accuracy = tasks.word_accuracy(model, tokenizer, reviews, ["smiled", "frowned"])
+    accuracy = tasks.word_accuracy(model, tokenizer, reviews, lesson(base).labels)
     return {"accuracy": accuracy, "trainable": count_parameters(model).trainable}
 
 
-def cells() -> list[Cell]:
-    """Return every cell of the grid."""
-    scaling = [("scaling", s, r, lr) for s in SCALINGS for r in RANKS for lr in RATES]
-    targets = [("targets", t, r, lr) for t, (_, r) in TARGETS.items() for lr in ALL_RATES]
-    names = ("part", "name", "r", "lr", "seed")
-    return [
-        dict(zip(names, (*cell, seed), strict=True)) for cell in scaling + targets for seed in SEEDS
+def cells(base: str = "pocket-gpt") -> list[Cell]:
+    """Return every cell of the grid. Another base's rates are smaller in one proportion."""
+    own, pocket = lesson(base), lesson("pocket-gpt")
+    lora, full = own.lr_lora / pocket.lr_lora, own.lr_full / pocket.lr_full
+    rank = {name: targets(material(base)[0], name)[1] for name in SETS}
+    rows: list[tuple[Any, ...]] = [
+        *(("scaling", s, r, lora * lr) for s in SCALINGS for r in RANKS for lr in RATES),
+        *(("targets", t, rank[t], lora * lr) for t in SETS for lr in ALL_RATES),
+        *(("full", "full fine-tuning", 0, full * lr) for lr in FULL_RATES),
     ]
+    names = ("part", "name", "r", "lr", "seed")
+    return [dict(zip(names, (*row, seed), strict=True)) for row in rows for seed in SEEDS]
+
+
+def results(base: str = "pocket-gpt") -> list[Cell]:
+    """Return the grid's records for a base; see `store.results`."""
+    return store.results(RESULTS, base, cells, run)
 
 
 if __name__ == "__main__":
-    run_missing(cells(), run, RESULTS)
+    store.run_missing(cells(), run, RESULTS)

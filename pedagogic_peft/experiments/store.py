@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,20 @@ def read(path: Path) -> list[Cell]:
         return []
     *lines, _ = path.read_text().split("\n")  # a whole line ends with a newline
     return [json.loads(line) for line in lines]
+
+
+def results(
+    path: Path, base: str, cells: Callable[[str], Sequence[Cell]], run: Callable[..., Cell]
+) -> list[Cell]:
+    """Return an experiment's records for a base: those that ship with the package, for pocket-gpt.
+
+    For another base they are made, which takes long: ``run(**cell, base=base)`` for each of
+    ``cells(base)`` that is missing in a file in the current folder.
+    """
+    if base == "pocket-gpt":
+        return read(path)
+    own = Path(f"{path.stem}-{base.strip('/').replace('/', '-')}.jsonl")
+    return run_missing(cells(base), partial(run, base=base), own)
 
 
 def run_missing(cells: Sequence[Cell], run: Callable[..., Cell], path: Path) -> list[Cell]:

@@ -4,13 +4,15 @@ They are the 1,797 handwritten digits that scikit-learn brings along (Alpaydin a
 "Optical Recognition of Handwritten Digits"). Pixels are numbers from 0 to 1, ink is 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 # The first digits of the data set train, the last ones test: other people wrote those.
 SPLITS = {"train": slice(0, 1100), "validation": slice(1100, 1300), "test": slice(1300, None)}
@@ -22,8 +24,8 @@ def upright(images: np.ndarray) -> np.ndarray:
 
 
 def rotated(images: np.ndarray) -> np.ndarray:
-    """Turn the images (n, 8, 8) by a quarter, counter-clockwise."""
-    return images.transpose(0, 2, 1)[:, ::-1]
+    """Turn the images (..., height, width) by a quarter, counter-clockwise."""
+    return np.rot90(images, axes=(-2, -1))
 
 
 def inverted(images: np.ndarray) -> np.ndarray:
@@ -33,8 +35,9 @@ def inverted(images: np.ndarray) -> np.ndarray:
 
 def outlined(images: np.ndarray) -> np.ndarray:
     """Draw only the edges: how far a pixel is from the mean of its four neighbours."""
-    wide = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    around = wide[:, :-2, 1:-1] + wide[:, 2:, 1:-1] + wide[:, 1:-1, :-2] + wide[:, 1:-1, 2:]
+    wide = np.pad(images, [(0, 0)] * (images.ndim - 2) + [(1, 1), (1, 1)])
+    up, down, left, right = np.s_[:-2, 1:-1], np.s_[2:, 1:-1], np.s_[1:-1, :-2], np.s_[1:-1, 2:]
+    around = sum(wide[(..., *side)] for side in (up, down, left, right))
     return np.asarray(np.abs(images - around / 4))
 
 
@@ -44,6 +47,17 @@ DOMAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "inverted": inverted,
     "outlined": outlined,
 }
+
+
+def known(name: str, table: Mapping[str, T]) -> T:
+    """Return the entry of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if name not in table:
+        raise ValueError(f"no {name!r}: expected one of {', '.join(table)}")
+    return table[name]
 
 
 def digits(domain: str = "upright", split: str = "train") -> list[dict[str, Any]]:
@@ -59,12 +73,9 @@ def digits(domain: str = "upright", split: str = "train") -> list[dict[str, Any]
     Raises:
         ValueError: there is no such domain or split.
     """
-    for name, known in ((domain, DOMAINS), (split, SPLITS)):
-        if name not in known:
-            raise ValueError(f"no {name!r}: expected one of {', '.join(known)}")
+    shift, part = known(domain, DOMAINS), known(split, SPLITS)
     images, labels = _all()
-    part = SPLITS[split]
-    pixels = torch.tensor(DOMAINS[domain](images[part]).copy(), dtype=torch.float32)
+    pixels = torch.tensor(shift(images[part]).copy(), dtype=torch.float32)
     return [
         {"pixel_values": image[None], "labels": int(label)}
         for image, label in zip(pixels, labels[part], strict=True)
@@ -74,9 +85,11 @@ def digits(domain: str = "upright", split: str = "train") -> list[dict[str, Any]
 @torch.no_grad()
 def predictions(model: Any, examples: Sequence[dict[str, Any]]) -> Tensor:
     """Return the likeliest class of each image: (n,)."""
-    images = torch.stack([e["pixel_values"] for e in examples]).to(model.device)
-    classes: Tensor = model(pixel_values=images).logits.argmax(-1).cpu()
-    return classes
+    found = []
+    for i in range(0, len(examples), 500):  # photographs would not fit all at once
+        images = torch.stack([e["pixel_values"] for e in examples[i : i + 500]])
+        found.append(model(pixel_values=images.to(model.device)).logits.argmax(-1).cpu())
+    return torch.cat(found)
 
 
 def accuracy(model: Any, examples: Sequence[dict[str, Any]]) -> float:

@@ -1,0 +1,123 @@
+"""The one size switch: each page of chapter 2 runs on another base by changing ``BASE`` alone.
+
+The base is a small checkpoint and the data are small files, both written here, with the form of the
+real ones; trainings are cut to a few steps. So this tests that the lesson runs, not what it finds.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import datasets
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import pedagogic_peft
+from pedagogic_peft.experiments import lora_family, lora_grid
+
+CHAPTER = Path(__file__).parents[1] / "chapters" / "02_lora"
+WORDS = "the film was long but not dull , a warm tale of bread and two old friends".split()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A folder with a GPT-2, a ViT, and data under the names of the real ones."""
+    root = tmp_path_factory.mktemp("hub")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", *letters])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    end = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **end).save_pretrained(
+        root / "gpt2"
+    )
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=len(vocabulary), n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    # GPT-2's own activation is a chain of small steps; this is the same function in one
+    config.activation_function = "gelu_pytorch_tanh"
+    config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = 0.0
+    transformers.GPT2LMHeadModel(config).save_pretrained(root / "gpt2")
+    vit = transformers.ViTConfig(
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+        num_labels=10,
+    )
+    transformers.ViTForImageClassification(vit).save_pretrained(root / "vit")
+    size = {"height": 16, "width": 16}
+    transformers.ViTImageProcessor(size=size).save_pretrained(root / "vit")
+    write_data(root)
+    return root
+
+
+def write_data(root):
+    noise = np.random.default_rng(0)
+
+    def text(n):
+        return " ".join(noise.choice(WORDS, n)).replace(",", ";")
+
+    tables = {
+        "stanfordnlp/sst2": ["sentence,label", *(f"{text(8)},{i % 2}" for i in range(120))],
+        "corbt/all-recipes": ["input", *(text(12) for _ in range(20))],
+        "Salesforce/wikitext": ["text", *(text(22) for _ in range(20))],
+        "EleutherAI/lambada_openai": ["text", *(text(8) for _ in range(20))],
+    }
+    for name, rows in tables.items():
+        (root / name).mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            (root / name / f"{split}.csv").write_text("\n".join(rows))
+    for split, n in (("train", 60), ("test", 10)):
+        for label in range(10):
+            folder = root / "uoft-cs/cifar10" / split / str(label)
+            folder.mkdir(parents=True)
+            for k in range(n):
+                pixels = noise.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{k}.png")
+
+
+@pytest.fixture
+def few_steps(hub, monkeypatch, tmp_path):
+    """Fetch from the folder, train shortly, and write into a folder of this test's own."""
+    fetch, learn = datasets.load_dataset, pedagogic_peft.train
+
+    def load_dataset(name, *args, **options):
+        return fetch(str(hub / name), **options)
+
+    def cut(at):
+        def train(*args, steps, **options):
+            watched = "after_step" in options  # AdaLoRA, whose budget counts the steps
+            return learn(*args, steps=steps if watched else min(steps, at), **options)
+
+        return train
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(pedagogic_peft, "train", cut(at=20))
+    for module in (lora_grid, lora_family):
+        monkeypatch.setattr(module, "train", cut(at=2))
+    monkeypatch.setattr(lora_grid, "SEEDS", (0,))
+    monkeypatch.setattr(lora_family, "score", lambda task, model, *rest: 0.5)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", plt.close)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CHAPTER.glob("*.ipynb")))
+def test_a_page_runs_on_another_base(name, hub, few_steps):
+    base = hub / ("vit" if name == "lora_beyond_text" else "gpt2")
+    cells = json.loads((CHAPTER / f"{name}.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    switched, names = 0, {"__name__": "__main__"}
+    for source in code:
+        source, found = re.subn(r'^BASE = "[^"]*"', f"BASE = {str(base)!r}", source, flags=re.M)
+        switched += found
+        exec(compile(source.replace("%pip", "pass  #"), name, "exec"), names)
+    assert switched == 1, "one variable, and nothing else, changes the base"
