@@ -46,23 +46,28 @@ def solution(name: str) -> tuple[tuple[str, bool], ...]:
     return tuple((c.source, "experiment" in c.metadata.get("tags", [])) for c in code[1:])
 
 
-def run(cells, package, experiments=False):
-    """Execute a solution; return {question: points} and all hints."""
+def names_of(cells, experiments=False) -> dict:
+    """Execute a solution; return what it defines."""
     sys.modules["otter"].Notebook = lambda: None
     module = types.ModuleType("submission")
     for source, experiment in cells:
         if experiments or not experiment:
             exec(compile(source, "<submission>", "exec"), module.__dict__)
+    return module.__dict__
+
+
+def run(cells, package, experiments=False):
+    """Execute a solution; return {question: points} and all hints."""
+    names = names_of(cells, experiments)
 
     def look(what, *given):  # through the wire, as when grading
         try:
-            value = types.FunctionType(what.__code__, module.__dict__)(*given)
+            value = types.FunctionType(what.__code__, names)(*given)
         except Exception as error:
             raise grade.StudentError(f"{type(error).__name__}: {error}") from None
         return wire.unpack(wire.pack(value))
 
-    skipped = () if experiments else ("try_",)
-    asked = [q for q in package.questions if not q["name"].startswith(skipped or "\0")]
+    asked = [q for q in package.questions if experiments or not q["name"].startswith("try_")]
     some = grade.Package(package.name, package.title, asked, [], package.tests)
     results = list(grade.run_tests(some, look))
     return {name: points for name, points, _ in results}, [
@@ -158,6 +163,68 @@ def test_every_written_question_has_a_rubric_that_adds_up(name, packages):
         [text] = [c.source for c in cells if f"<!-- {question['name']} -->" in c.source]
         rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
         assert sum(int(row) for row in rows if row.isdigit()) == question["points"]
+
+
+# --- one truth: the pages' exercises, and the library -----------------------------------------------
+
+
+def definitions(cells) -> dict[str, str]:
+    """Top-level functions and classes of some cells, as bare statements (no comments, no docstrings)."""
+    from test_notebooks import definition
+
+    found = {}
+    for source in cells:
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found[node.name] = definition(ast.unparse(node), node.name)
+    return found
+
+
+def test_what_a_page_solves_too_has_the_same_solution():
+    """An exercise that is on a page and in an assignment is a function of one name, alike in both."""
+    pages = {}
+    for path in sorted((ROOT / "chapters").rglob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        exercises = [c for c in cells if "solution" in c.metadata.get("tags", [])]
+        pages |= definitions(c.source for c in exercises if c.cell_type == "code")
+    ours = {}
+    for master in MASTERS:
+        ours |= definitions(source for source, _ in solution(master.stem))
+    shared = pages.keys() & ours.keys()
+    assert "largest_rank" in shared
+    for name in shared:
+        assert pages[name] == ours[name], f"{name} differs between its page and its assignment"
+
+
+def test_the_solutions_compute_what_the_library_computes(packages):
+    import torch
+
+    from pedagogic_peft.lora import LoRALinear
+    from pedagogic_peft.training import pad_collate
+
+    torch.manual_seed(0)
+    ours, linear, x = names_of(solution("lora")), torch.nn.Linear(6, 5), torch.randn(3, 6)
+    mine, theirs = ours["LoRALinear"](linear, 2, 8), LoRALinear(6, 5, 2, 8)
+    torch.nn.init.normal_(theirs.lora_B.weight)
+    mine.A.data, mine.B.data = theirs.lora_A.weight.data, theirs.lora_B.weight.data
+    assert torch.allclose(mine(x), theirs(x, linear(x)), atol=1e-5)
+    merged = ours["merge_lora"](mine)
+    theirs.merge_into(linear)  # in place
+    assert torch.allclose(merged.weight, linear.weight, atol=1e-5)
+    rows = [{"input_ids": [5, 6], "labels": [-100, 6]}, {"input_ids": [7], "labels": [7]}]
+    mine, theirs = names_of(solution("new_task"))["collate"](rows, 3), pad_collate(3)(rows)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_the_guide_tells_the_points(packages):
+    guide = (ROOT / "book" / "teach.md").read_text(encoding="utf-8")
+    for master in MASTERS:
+        package = packages[master.stem]
+        points = sum(q["points"] for q in package.questions if not q["manual"])
+        to_read = sum(q["points"] for q in package.questions if q["manual"])
+        number, title = package.title.removeprefix("Assignment ").split(": ")
+        row = next(line for line in guide.splitlines() if line.startswith(f"| {number}. {title} "))
+        assert f"| {points:g}, and {to_read:g} to read |" in row
 
 
 # --- what keeps a submission from deceiving the grader --------------------------------------------
