@@ -43,7 +43,7 @@ def test_no_folded_answer_and_no_exercise_is_lost(path):
 
 def test_questions_answers_and_exercises():
     cells = [
-        *markdown("**Predict, then run.** What is 1 + 1?"),
+        *markdown("## Sums\n\nA text.\n\nTake two. **Predict, then run.** What is 1 + 1?"),
         code("print(1 + 1)", "2\n", tags=()),
         *markdown("<details><summary><b>Answer</b></summary>\n\nTwo.\n\n</details>\n\n## More"),
         *markdown("## Exercises\n\n**1. Recall.** What is 2 + 2?"),
@@ -51,7 +51,7 @@ def test_questions_answers_and_exercises():
         *markdown("## Summary\n\n**3. Not** an exercise."),
     ]
     predict, exercise = question_bank.questions_of(cells)
-    assert (predict.question, predict.answer) == ("What is 1 + 1?", "Two.")
+    assert (predict.question, predict.answer) == ("Take two. What is 1 + 1?", "Two.")
     assert exercise.kind == "1. Recall" and exercise.question == "What is 2 + 2?"
     assert "print(2 + 2)" in exercise.answer and "````text\n4\n" in exercise.answer
 

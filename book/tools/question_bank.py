@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 PAGE, MARK = "book/question_bank", "<!-- the questions -->"
+# A paragraph may lead up to its question.
 PREDICT = re.compile(
-    r"^\*\*(Predict[^*]*)\*\*:?\s*(.*?)(?=<details|^#|\Z)", re.DOTALL | re.MULTILINE
+    r"^(?P<before>(?:(?!\n\n|^#|<details).)*?)\*\*Predict[^*]*\*\*:?\s*(?P<after>.*?)(?=<details|^#|\Z)",
+    re.DOTALL | re.MULTILINE,
 )
 ANSWER = re.compile(r"<details[^>]*>\s*<summary>.*?</summary>(.*?)</details>", re.DOTALL)
 EXERCISE = re.compile(
@@ -51,7 +53,7 @@ def questions_of(cells: list[dict[str, Any]]) -> list[Question]:
         pieces = [(m.start(), m) for p in (PREDICT, ANSWER) for m in p.finditer(source)]
         for _, match in sorted(pieces, key=lambda piece: piece[0]):
             if match.re is PREDICT:
-                open_question = match[2].strip()
+                open_question = (match["before"] + match["after"]).strip()
             elif open_question:
                 found.append(Question("Predict", open_question, match[1].strip()))
                 open_question = None
