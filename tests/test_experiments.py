@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pedagogic_peft.experiments import lora_family, lora_grid, store
+from pedagogic_peft.experiments import lora_family, lora_grid, store, tuning
 
 
-@pytest.mark.parametrize("script", [lora_grid, lora_family])
+@pytest.mark.parametrize("script", [lora_grid, lora_family, tuning])
 def test_every_run_of_the_experiment_is_stored_once(script):
     cells, records = script.cells(), store.read(script.RESULTS)
     stored = [{key: record[key] for key in cells[0]} for record in records]
