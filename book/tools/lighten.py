@@ -24,6 +24,12 @@ MATHS = "mathjax.css"  # only for pages with formulas; see prerender_math.py
 SCRIPT = re.compile(r'<script\b[^>]*\bsrc="([^"]+)"[^>]*></script>')
 NOT_LOADED = ("fontawesome.js",)  # its icons come from a font
 ONLY_FOR_SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
+# Roles that docutils gives to references, and that ARIA has given up.
+ROLES = {
+    ' role="doc-biblioentry"': "",
+    ' role="doc-backlink"': "",
+    '<div role="list" class="citation-list">': '<div class="citation-list">',
+}
 NESTED = ("media", "supports", "layer", "container")
 
 
@@ -160,6 +166,8 @@ def rewrite(text: str, path: Path, site: Path, style: str, script: str) -> str:
         loads.append(f'<link rel="stylesheet" href="{static}/{MATHS}"/>')
     loads.append(f'<script defer src="{static}/{script}"></script>')
     loads += [tag.replace("<script ", "<script defer ") for tag in search]
+    # A corner cell without a heading is no heading.
+    body = re.sub(r"<th\b([^>]*)>\s*(?:<p>\s*</p>)?\s*</th>", r"<td\1></td>", body)
     head = SCRIPT.sub("", SHEET.sub("", head))
     head = re.sub(r'<link rel="preload" as="script"[^>]*>', "", head)
     head = re.sub(
@@ -173,6 +181,8 @@ def rewrite(text: str, path: Path, site: Path, style: str, script: str) -> str:
     title = head.index("<title>")
     head = head[:title] + "\n".join(loads) + "\n" + head[title:]
     body = SCRIPT.sub("", body)
+    for old, new in ROLES.items():
+        body = body.replace(old, new)
     return head + found + re.sub(r"<img\b[^>]*>", lambda tag: sized(tag.group(0), path), body)
 
 

@@ -1,8 +1,8 @@
 """Sphinx extension: draw formulas when the site is built, so that a page needs no MathJax to show them.
 
 MathJax itself draws them, from the PyPI package sphinx-mathjax-offline, in the JavaScript engine of
-mini-racer. A page gets HTML, the same formula as MathML for screen readers, one small style sheet for
-the whole site, and fonts that hold only the characters the site uses.
+mini-racer. A page gets HTML, the same formula as MathML for screen readers, and one small style sheet for
+the whole site, with fonts that hold only the characters the site uses.
 """
 
 import io
@@ -22,8 +22,7 @@ from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 
 PARTS = ("core", "adaptors/liteDOM", "input/tex", "output/chtml", "output/chtml/fonts/tex")
-FONTS = "mathjax"  # folder of the fonts, beside the style sheet
-ALWAYS = ("MathJax_Zero", "MathJax_Main-Regular", "MathJax_Math-Italic")  # what every formula uses
+FONTS = "mathjax"  # what MathJax calls the folder of its fonts
 # Only a screen reader meets the MathML; it takes no room.
 HIDDEN = """
 mjx-container { position: relative; font-size: 112%; }
@@ -145,19 +144,35 @@ def write_style(app, error) -> None:
 
 
 def write_assets(engine: MathJax, static: Path) -> None:
+    """Write the style sheet with its fonts inside, so that no formula changes its width when they come."""
     css = engine.style()
-    letters = {chr(int(code, 16)) for code in re.findall(r'content: "\\([0-9A-Fa-f]+) ?"', css)}
-    letters |= set("".join(re.findall(r'content: "([^"\\]+)"', css)))
-    (static / FONTS).mkdir(parents=True, exist_ok=True)
-    for name in set(re.findall(rf'url\("{FONTS}/([\w-]+)\.woff"\)', css)):
-        data = cut_font(engine.folder / "output/chtml/fonts/woff-v2" / f"{name}.woff", letters)
-        (static / FONTS / f"{name}.woff").write_bytes(data)
-        if name in ALWAYS:  # inside the style sheet: a formula never changes its width
-            inside = f"data:font/woff;base64,{b64encode(data).decode('ascii')}"
-            css = css.replace(f"{FONTS}/{name}.woff", inside)
+    letters = letters_by_family(css)
+    face = re.compile(
+        r'font-family: (MJX[\w-]+);\s*src: url\("(FONTS/([\w-]+)\.woff)"\)'.replace("FONTS", FONTS)
+    )
+    for family, url, name in face.findall(css):
+        wanted = letters.get(family)
+        if not wanted and family != "MJXZERO":
+            css = re.sub(rf"@font-face [^{{}}]*\{{\s*font-family: {family};[^}}]*\}}", "", css)
+            continue
+        data = cut_font(
+            engine.folder / "output/chtml/fonts/woff-v2" / f"{name}.woff", wanted or set()
+        )
+        inside = f"data:font/woff;base64,{b64encode(data).decode('ascii')}"
+        css = css.replace(f'"{url}"', f'"{inside}"')
     css = re.sub(r"(@font-face /\* \d+ \*/ \{)", r"\1 font-display: block;", css)
-    css = re.sub(r"\s*\n\s*", " ", css)
-    (static / "mathjax.css").write_text(css, encoding="utf-8")
+    (static / "mathjax.css").write_text(re.sub(r"\s*\n\s*", " ", css), encoding="utf-8")
+
+
+def letters_by_family(css: str) -> dict[str, set[str]]:
+    """Which characters the style sheet takes from which font. Parts of large brackets are in S4."""
+    letters = {}
+    for selector, content in re.findall(r'([^{}]*)\{[^{}]*content: "((?:\\.|[^"])*)"', css):
+        kind = re.search(r"mjx-c[0-9A-F]+(?:\.TEX-([\w-]+))?::before", selector)
+        family = f"MJXTEX-{kind.group(1) or ''}".rstrip("-") if kind else "MJXTEX-S4"
+        text = re.sub(r"\\([0-9A-Fa-f]+) ?", lambda code: chr(int(code.group(1), 16)), content)
+        letters.setdefault(family, set()).update(text)
+    return letters
 
 
 def cut_font(file: Path, letters: set[str]) -> bytes:
@@ -166,6 +181,7 @@ def cut_font(file: Path, letters: set[str]) -> bytes:
         return file.read_bytes()
     font, buffer = TTFont(file), io.BytesIO()
     options = subset.Options(flavor="woff", notdef_outline=True, layout_features=[])
+    options.drop_tables += ["FFTM"]
     cutter = subset.Subsetter(options)
     cutter.populate(text="".join(sorted(letters)))
     cutter.subset(font)

@@ -129,6 +129,77 @@ def test_page(tab, address, axe, page):
     assert not tab.complaints, "errors in the console"
 
 
+def test_every_kind_of_figure_moves(tab, address, axe):
+    """Also the kinds that no page has yet; and a calculator whose two formulas differ is caught."""
+    figures = "".join(figure.html for figure in one_of_each_kind())
+    tab.goto(f"{address}/search.html")
+    tab.evaluate("html => { window.page = html; }", figures)
+    tab.evaluate(
+        "document.querySelector('article').replaceChildren("
+        "document.createRange().createContextualFragment(window.page))"
+    )
+    assert tab.locator("figure.explorable[data-ready]").count() == 7
+    check_width(tab)
+    check_accessibility(tab, axe)
+    check_figures(tab)
+    assert not tab.complaints and not tab.refused
+    wrong = calculator("return { weights: at.n / 2, state: 8 * at.n * (at.on ? 1 : 0) };")
+    tab.evaluate("html => { window.page = html; }", wrong.html)
+    tab.evaluate(
+        "document.querySelector('article').replaceChildren("
+        "document.createRange().createContextualFragment(window.page))"
+    )
+    with pytest.raises(AssertionError, match="disagree"):
+        check_calculator(tab.locator("figure.explorable"))
+
+
+def calculator(formula: str):
+    from pedagogic_peft import figures
+
+    return figures.calculator_explorable(
+        lambda n, on: {"weights": 2 * n, "state": 8 * n * on},
+        formula,
+        [figures.Slider("n", "parameters", [1, 7]), figures.Check("on", "train", start=1),
+         figures.Select("card", "card", [16, 80])],
+        alt="Memory by part, for a model size.", unit="GB", limit="card",
+    )  # fmt: skip
+
+
+def one_of_each_kind():
+    import numpy as np
+
+    from pedagogic_peft import figures as f
+
+    steps, alt = f.Slider("k", "steps", [1, 2, 3]), "A figure made for this test only."
+    box = [
+        f.Box("x", "x", "data", 0),
+        f.Box("w", "W", "frozen", 1),
+        f.Box("a", "A", "trained", 1, 1),
+    ]
+    yield f.rank_explorable(np.arange(12.0).reshape(3, 4) ** 2, 3)
+    yield f.bars_explorable(steps, {"up": [1, 2, 3], "down": [3, 2, 1]}, "abc", alt=alt)
+    yield f.heatmap_explorable(
+        lambda k, two: f.HeatMap(
+            ["head 1"], ["the", "dog", "ran"] * 6, [[k, two, 0] * 6], f"k={k}"
+        ),
+        [steps, f.Check("two", "two")],
+        alt=alt,
+    )
+    yield f.curves_explorable(
+        lambda k: f.Curves({"loss": [(1, k), (2, 2 * k)], "other": [(1, 1), (2, 1)]}, f"k={k}"),
+        [steps], x="step", y="loss (nats)", alt=alt,
+    )  # fmt: skip
+    yield f.diagram_explorable(
+        lambda k: f.Diagram(box[: k if k > 1 else 2], [("x", "w")], f"{k} parts"), [steps], alt=alt
+    )
+    yield calculator("return { weights: 2 * at.n, state: 8 * at.n * (at.on ? 1 : 0) };")
+    yield f.chooser_explorable(
+        [f.Select("data", "examples", ["few", "many"])],
+        {"LoRA": {"data": {"few": (1, "43 %")}}, "full": {"data": {"many": (2, "78 %")}}},
+        alt=alt,
+    )
+
+
 def check_formulas(tab) -> None:
     """Every formula is drawn, and no dollar sign is left over."""
     assert tab.locator(".math:not(:has(mjx-math))").count() == 0, "a formula not drawn"

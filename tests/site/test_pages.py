@@ -6,9 +6,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 
-SITE = Path(__file__).parents[2] / "_build" / "html"
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "_build" / "html"
 PAGES = sorted(p for p in SITE.rglob("*.html") if "_static" not in p.parts)
 CONTENT = [p for p in PAGES if p.relative_to(SITE).parts[0] in ("book", "chapters")]
 
@@ -69,6 +71,37 @@ def test_it_has_a_title_and_a_language(page):
         return  # the redirection at the root
     assert read(page).title and read(page).title.string.strip()
     assert read(page).html.get("lang")
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((SITE / "chapters").rglob("*.html")),
+    ids=lambda path: str(path.relative_to(SITE)),
+)
+def test_a_chapter_page_offers_what_a_reader_needs(path):
+    """Colab opens this very notebook; it can be downloaded; its reading time stands at the top."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    name = path.relative_to(SITE).with_suffix(".ipynb").as_posix()
+    repository = config["url"].removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{repository}/blob/{config['branch']}/{name}"
+    links = [tag["href"] for tag in read(path).find_all("a", href=True)]
+    assert colab in links
+    assert (ROOT / name).exists()
+    assert any(link.endswith(f"_sources/{name}") for link in links), "no download"
+    assert re.search(
+        r"About \d+ minutes to read", read(path).find(class_="reading-time").get_text()
+    )
+    card = read(path).find("meta", property="og:image")
+    assert card and (SITE / urlsplit(card["content"]).path.split("/", 2)[2]).exists(), (
+        "no social card"
+    )
+
+
+def test_the_landing_page_lists_every_notebook():
+    named = read(SITE / "book" / "index.html").find("article")
+    links = {(SITE / "book" / a["href"]).resolve() for a in named.find_all("a", href=True)}
+    missing = set((SITE / "chapters").resolve().rglob("*.html")) - links
+    assert not missing
 
 
 @pytest.mark.parametrize("path", CONTENT, ids=lambda path: str(path.relative_to(SITE)))
