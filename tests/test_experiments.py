@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from pedagogic_peft.experiments import lora_family, lora_grid, store, tuning
+from pedagogic_peft.experiments import (
+    lora_family,
+    lora_grid,
+    prefix_grid,
+    prompt_grid,
+    store,
+    tuning,
+)
 
 
 @pytest.mark.parametrize("script", [lora_grid, lora_family, tuning])
@@ -14,6 +21,15 @@ def test_every_run_of_the_experiment_is_stored_once(script):
     assert len(records) == len(cells)
     assert all(cell in stored for cell in cells)
     assert all({"date", "torch", "trainable"} <= record.keys() for record in records)
+
+
+@pytest.mark.parametrize("script", [prompt_grid, prefix_grid])
+def test_every_run_of_a_search_and_of_its_repeats_is_stored_once(script):
+    records = store.read(script.RESULTS)
+    cells = script.search() + script.repeats(records)
+    stored = [{key: record[key] for key in cells[0]} for record in records]
+    assert len(records) == len(cells)
+    assert all(cell in stored for cell in cells)
 
 
 def test_a_stopped_experiment_goes_on_where_it_was(tmp_path):

@@ -32,6 +32,25 @@ def test_package_files_are_at_most_12_megabytes():
     assert sum(f.stat().st_size for f in FOLDER.iterdir()) <= 12e6
 
 
+@pytest.mark.parametrize("size", ["pocket-gpt-small", "pocket-gpt-tiny"])
+def test_a_sibling_is_what_its_record_says_and_reads_the_same_words(size):
+    folder = pocket_folder(size)
+    record = json.loads((folder / "pretraining.json").read_text())
+    for name, checksum in record["sha256"].items():
+        assert pretrain.sha256((folder / name).read_bytes()) == checksum
+    assert record["sha256"]["tokenizer.json"] == RECORD["sha256"]["tokenizer.json"]
+    assert record["first_documents_sha256"] == RECORD["first_documents_sha256"]
+    model, tokenizer = load_base(size)
+    shape = model.config.hidden_size, model.config.intermediate_size
+    assert (*shape, model.config.num_hidden_layers, model.config.num_attention_heads) == (
+        pretrain.SIZES[record["size"]]
+    )
+    assert record["size"] == size and record["parameters"] == sum(
+        p.numel() for p in model.parameters()
+    )
+    assert tasks.word_accuracy(model, tokenizer, tasks.questions(200, seed=12)) >= 0.95
+
+
 # Claim: tokenizer and text can be made again exactly.
 
 

@@ -28,7 +28,7 @@ ANSWER_WEIGHT = 4.0  # an answer is one token in twelve: weigh it, or the look-u
 SIZES = {  # width, width of the feed-forward layers, number of layers, heads
     "pocket-gpt": (160, 432, 4, 8),  # 1.3 M parameters
     "pocket-gpt-small": (96, 256, 3, 6),  # 374 k
-    "pocket-gpt-tiny": (48, 128, 2, 4),  # 76 k
+    "pocket-gpt-tiny": (48, 128, 2, 8),  # 76 k
 }
 EARLY = 0.3  # the share of the steps in which most documents are short (see stories.EARLIER)
 
