@@ -13,6 +13,7 @@ SITE := _build/html
 CHAPTERS ?= chapters
 PORT ?= 8000
 REPORT ?= _build/reports/notebooks.xml
+JOBS ?= auto
 
 # The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels of
 # torch and MKL also where the processor has wider ones (100 training steps carry a last digit far).
@@ -58,16 +59,16 @@ grade: $(STAMP)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=fold
 test-assignments: $(STAMP)  ## build and grade as course staff do, with hostile submissions too
 	$(BIN)/python -m pytest tests/grading
 
-test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict)
-	$(BIN)/python -m pytest tests --ignore=tests/site --ignore=tests/grading \
-	    --ignore=tests/test_notebooks.py
+test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict), on all cores (JOBS=1)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests --ignore=tests/site \
+	    --ignore=tests/grading --ignore=tests/test_notebooks.py
 	@$(MAKE) --no-print-directory gate
 
 # The gate every notebook passes before it is published. CHAPTERS=FOLDER judges another folder.
 gate:
 	$(BIN)/python -m pytest -q --noconftest tests/test_notebooks.py
-	$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120 \
-	    --nbval-sanitize-with tests/nbval.cfg --junitxml=$(REPORT) $(CHAPTERS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --nbval --nbval-current-env \
+	    --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval.cfg --junitxml=$(REPORT) $(CHAPTERS)
 
 book: $(STAMP)  ## build the site into _build/html (any warning is an error)
 	rm -rf $(SITE) _build/.doctrees  # pages taken out of the contents would stay

@@ -206,18 +206,7 @@ class AdaLoRABudget:
 
     def callback(self) -> Any:
         """Return a TrainerCallback of transformers that calls both (after clipping)."""
-        from transformers import TrainerCallback
-
-        budget = self
-
-        class Budget(TrainerCallback):
-            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-                budget.before_step(state.global_step + 1)
-
-            def on_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-                budget.after_step(state.global_step + 1)
-
-        return Budget()
+        return _callback(self)
 
     @torch.no_grad()
     def add_penalty_gradient(self) -> None:
@@ -242,7 +231,11 @@ class AdaLoRABudget:
         """
         if not self.sensitivity:
             raise RuntimeError("AdaLoRABudget: call before_step after each backward")
-        s = self._score
+
+        def s(parameter: nn.Parameter) -> Tensor:
+            mean, spread = self.sensitivity.get(parameter, (0 * parameter, 0 * parameter))
+            return mean * spread
+
         triplets = ((d.lora_A, d.lora_E, d.lora_B) for d in self.deltas)
         importance = [s(Q).mean(1) + s(E).sum(1) + s(P).mean(0) for Q, E, P in triplets]
         scores = torch.cat(importance)  # (number of targets * init_r,)
@@ -250,9 +243,18 @@ class AdaLoRABudget:
         kept[scores.topk(budget).indices] = True
         return list(kept.split(self.method.init_r))
 
-    def _score(self, parameter: nn.Parameter) -> Tensor:
-        mean, spread = self.sensitivity.get(parameter, (torch.zeros_like(parameter),) * 2)
-        return mean * spread
+
+def _callback(budget: AdaLoRABudget) -> Any:
+    from transformers import TrainerCallback
+
+    class Budget(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+            budget.before_step(state.global_step + 1)
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+            budget.after_step(state.global_step + 1)
+
+    return Budget()
 
 
 def _padded(key: str, tensor: Tensor, r: int) -> Tensor:

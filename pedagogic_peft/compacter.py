@@ -87,7 +87,9 @@ class PHMLinear(nn.Module):
         super().__init__()
         n = len(rule.A)
         if d_in % n or d_out % n:
-            raise ValueError(f"phm_dim={n} must divide {d_in} and {d_out}: set bottleneck_size")
+            raise ValueError(
+                f"phm_dim={n} must divide both {d_in} and {d_out}: set bottleneck_size"
+            )
         self.s = nn.Parameter(torch.randn(n, r, d_out // n))
         self.t = nn.Parameter(torch.randn(n, r, d_in // n) / math.sqrt(d_in * r))
         self.bias = nn.Parameter(torch.zeros(d_out))

@@ -10,7 +10,6 @@ The prompt has a softmax of its own, unlike a prefix, so closed gates leave the 
 delta stands beside the attention module and acts in its attention function (see `attention.py`).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from pedagogic_peft import attention, checks
 from pedagogic_peft.architectures import modules_in_role, roles_of
 from pedagogic_peft.attention import Attend, AttentionDelta
 from pedagogic_peft.method import Deltas, Method, hyper
-from pedagogic_peft.targets import Modules, sizes
+from pedagogic_peft.targets import Modules, Names, sizes
 
 
 class LlamaAdapter(Method):
@@ -82,7 +81,7 @@ class GatedPrompt(AttentionDelta):
             the values in its last rows and the keys before them.
     """
 
-    def __init__(self, n: int, width: int, heads: int, keys: tuple[int, int], maps: Sequence[str]):
+    def __init__(self, n: int, width: int, heads: int, keys: tuple[int, int], maps: Names):
         super().__init__()
         self.prompt = nn.Parameter(torch.randn(n, width))
         self.gate = nn.Parameter(torch.zeros(heads))

@@ -45,7 +45,8 @@ def check_options(config: Config, known: Iterable[str]) -> None:
     known = {*known, *ignored["all"].split(), *ignored.get(kind, "").split()}
     for key in sorted(config.keys() - known):
         if config[key] not in TABLE["off"].get(key, OFF):
-            raise ValueError(f"{kind}: {key}={config[key]!r} is a feature not supported here")
+            what = f"{kind}: {key}={config[key]!r}"
+            raise ValueError(f"{what} is a feature that is not supported here")
 
 
 def exported(delta: Any) -> dict[str, Tensor]:
@@ -127,7 +128,8 @@ def check_paths(model: nn.Module, config: Config, paths: Iterable[str], can_adap
     if strangers := set(paths) - base_modules(model).keys():
         raise ValueError(f"This {type(model).__name__} has no {some(strangers)}: the tensors do")
     if absent := _targets_of(config, model, can_adapt) - set(paths):
-        raise ValueError(f"target_modules names {some(absent)}, but there are no tensors for them")
+        named = config["target_modules"]
+        raise ValueError(f"target_modules={named!r}, but no tensors for {some(absent)}")
 
 
 def _targets_of(config: Config, model: nn.Module, can_adapt: Test) -> set[str]:

@@ -75,8 +75,8 @@ class PromptMethod(Method):
         # PEFT needs a task, and its other tasks need a trained head.
         tasks = [task for end, task in kinds if kind.endswith(end) and (copies or "LM" in task)]
         config = super().to_peft(model, {})[0] | {"token_dim": P.shape[1]}
-        config |= {"num_transformer_submodules": 1}
-        config |= {"task_type": tasks[0] if tasks else "FEATURE_EXTRACTION"}
+        task = tasks[0] if tasks else "FEATURE_EXTRACTION"
+        config |= {"num_transformer_submodules": 1, "task_type": task}
         tensors = {f"base_model.{key}": tensor for key, tensor in tensors_of(copies).items()}
         if any(getattr(self, name) != value for name, value in self.PLAIN.items()):
             tensors |= {f"prompt_encoder.{key}": t for key, t in tensors_of(prompts).items()}
@@ -297,7 +297,8 @@ class RowPrompts:
         x = kwargs.get("inputs_embeds")
         batch = len(kwargs["input_ids"] if x is None else x)
         if batch % len(rows):
-            raise ValueError(f"A batch of {batch} rows, but activate named {len(rows)}")
+            named = f"activate(rows=...) named {len(rows)} adaptations"
+            raise ValueError(f"A batch of {batch} rows, but {named}")
         n, repeats = max(lengths), batch // len(rows)  # beams of one row follow each other
         P = torch.stack([F.pad(row, (0, 0, n - len(row), 0)) for row in rows])  # (rows, n, d)
         real = torch.tensor([[0] * (n - m) + [1] * m for m in lengths], device=P.device)

@@ -71,8 +71,7 @@ class Place(nn.Module):
     def __init__(self, adaptations: Adaptations, layer: int | None):
         super().__init__()
         self.deltas = nn.ModuleDict()  # adaptation name -> delta
-        self.adaptations = adaptations
-        self.layer = layer
+        self.adaptations, self.layer = adaptations, layer
 
     def running(self) -> list[Any]:
         """Return the deltas that take part in the forward pass now, in order."""
@@ -124,7 +123,9 @@ class Site(Place):
         follow each other.
         """
         if x.shape[0] % len(rows):
-            raise ValueError(f"A batch of {x.shape[0]} rows, but activate named {len(rows)}")
+            raise ValueError(
+                f"A batch of {x.shape[0]} rows, but activate(rows=...) named {len(rows)} adaptations"
+            )
         repeats = x.shape[0] // len(rows)
         outputs, order = [], []
         for name in dict.fromkeys(rows):
@@ -156,10 +157,8 @@ class Annex(Place):
     def __init__(self, module: nn.Module, adaptations: Adaptations, layer: int | None = None):
         super().__init__(adaptations, layer)
         self.training = module.training
-        self.hooks = [
-            module.register_forward_pre_hook(self.enter, with_kwargs=True),
-            module.register_forward_hook(self.leave),
-        ]
+        entering = module.register_forward_pre_hook(self.enter, with_kwargs=True)
+        self.hooks = [entering, module.register_forward_hook(self.leave)]
         module.annex = self
 
     def running(self) -> list[Any]:

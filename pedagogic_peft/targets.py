@@ -122,19 +122,20 @@ def match(model: nn.Module, modules: Modules, candidates: Modules, names: Target
     for name in [names] if isinstance(names, str) else names or ():
         pattern = names if isinstance(names, str) else [name]
         matched = [path for path in modules if is_named(pattern, path)]
-        fitting = candidates.keys() & matched
-        found |= fitting
+        if fitting := candidates.keys() & matched:
+            found |= fitting
+            continue
         kinds = ", ".join(sorted({type(modules[path]).__name__ for path in matched}))
         near = difflib.get_close_matches(name.rpartition(".")[2], _ends(candidates), n=1)
         problem = f"matches no module of this {type(model).__name__}"
         if matched:
             problem = f"matches only modules of type {kinds}, not to be adapted."
         elif pattern is names:
-            problem += f" (a string is a regular expression for the whole path: or [{name!r}])."
+            hint = f"a string is a regular expression for the whole path, a name is [{name!r}]"
+            problem += f" ({hint})."
         else:
             problem += f"; did you mean {near[0]!r}?" if near else "."
-        if not fitting:
-            raise ValueError(f"{name!r} {problem} {_choice(candidates)}")
+        raise ValueError(f"{name!r} {problem} {_choice(candidates)}")
     return {path: module for path, module in candidates.items() if path in found}
 
 

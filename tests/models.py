@@ -1,7 +1,7 @@
 """Very small models of real architectures, with random weights, for the library's tests."""
 
 import copy
-from functools import cache
+from functools import cache, partial
 
 import torch
 import transformers as hf
@@ -13,7 +13,6 @@ _BERT = dict(
     **_SCALE,
     vocab_size=VOCAB,
     hidden_size=32,
-    num_hidden_layers=2,
     num_attention_heads=2,
     intermediate_size=48,
     max_position_embeddings=40,
@@ -22,18 +21,18 @@ _BERT = dict(
 _TOKENS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0, **_SCALE)
 
 
-def _gpt2():
+def _gpt2(layers):
     config = hf.GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=40, **_TOKENS
+        vocab_size=VOCAB, n_embd=32, n_layer=layers, n_head=2, n_positions=40, **_TOKENS
     )
     return hf.GPT2LMHeadModel(config)
 
 
-def _llama(cls=hf.LlamaForCausalLM, **extra):
+def _llama(layers, cls=hf.LlamaForCausalLM, **extra):
     config = hf.LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,  # grouped queries: v_proj is narrower than q_proj
         intermediate_size=48,
@@ -44,12 +43,12 @@ def _llama(cls=hf.LlamaForCausalLM, **extra):
     return cls(config)
 
 
-def _opt():
+def _opt(layers):
     config = hf.OPTConfig(
         vocab_size=VOCAB,
         hidden_size=32,
         word_embed_proj_dim=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         ffn_dim=48,
         max_position_embeddings=40,
@@ -58,11 +57,11 @@ def _opt():
     return hf.OPTForCausalLM(config)
 
 
-def _distilbert():
+def _distilbert(layers):
     config = hf.DistilBertConfig(
         vocab_size=VOCAB,
         dim=32,
-        n_layers=2,
+        n_layers=layers,
         n_heads=2,
         hidden_dim=48,
         max_position_embeddings=40,
@@ -72,13 +71,13 @@ def _distilbert():
     return hf.DistilBertForSequenceClassification(config)
 
 
-def _t5():
+def _t5(layers):
     config = hf.T5Config(
         vocab_size=VOCAB,
         d_model=32,
         d_kv=8,
         d_ff=48,
-        num_layers=2,
+        num_layers=layers,
         num_heads=4,
         decoder_start_token_id=0,
         pad_token_id=0,
@@ -87,10 +86,10 @@ def _t5():
     return hf.T5ForConditionalGeneration(config)
 
 
-def _vit():
+def _vit(layers):
     config = hf.ViTConfig(
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=48,
         image_size=8,
@@ -102,29 +101,33 @@ def _vit():
     return hf.ViTForImageClassification(config)
 
 
+def _bert(layers, model=hf.BertForSequenceClassification, config=hf.BertConfig):
+    return model(config(num_hidden_layers=layers, **_BERT))
+
+
 BUILDERS = {
     "gpt2": _gpt2,
-    "bert": lambda: hf.BertForSequenceClassification(hf.BertConfig(**_BERT)),
+    "bert": _bert,
     "llama": _llama,
     "opt": _opt,
     "distilbert": _distilbert,
-    "roberta": lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig(**_BERT)),
+    "roberta": partial(_bert, model=hf.RobertaForSequenceClassification, config=hf.RobertaConfig),
     "t5": _t5,
     "vit": _vit,
-    "llama-classifier": lambda: _llama(hf.LlamaForSequenceClassification, num_labels=3),
+    "llama-classifier": partial(_llama, cls=hf.LlamaForSequenceClassification, num_labels=3),
 }
 ARCHITECTURES = ["gpt2", "bert", "llama", "opt", "distilbert", "roberta", "t5", "vit"]
 
 
 @cache
-def _original(name: str) -> nn.Module:
+def _original(name: str, layers: int) -> nn.Module:
     torch.manual_seed(1)
-    return BUILDERS[name]().eval()
+    return BUILDERS[name](layers).eval()
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, layers: int = 2) -> nn.Module:
     """Return a fresh copy of the model, in evaluation mode; the same weights each time."""
-    return copy.deepcopy(_original(name))
+    return copy.deepcopy(_original(name, layers))
 
 
 def batch(name: str) -> dict[str, Tensor]:

@@ -443,7 +443,7 @@ def test_all_maps_share_one_rule_counted_once_and_saved_once(tmp_path):
 
 
 def test_phm_dim_must_divide_both_sizes():
-    with pytest.raises(ValueError, match="phm_dim=4 must divide 32 and 6"):
+    with pytest.raises(ValueError, match="phm_dim=4 must divide both 32 and 6"):
         attach(build("bert"), Compacter(bottleneck_size=6))
     with pytest.raises(ValueError, match="placement='parallel'"):
         Compacter(placement="parallel")
