@@ -13,16 +13,10 @@ POCKET = ("pocket-gpt", "pocket-gpt-small", "pocket-gpt-tiny", "pocket-vit")
 def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
     """Load a pretrained base model and its tokenizer, in evaluation mode.
 
-<<<<<<< HEAD
-    ``"pocket-gpt"`` and ``"pocket-vit"``, which reads images (`pedagogic_peft.pocket.vision`), ship
-    inside this package and need no network. Any other name is a folder or a model of the Hugging
-    Face Hub: a causal language model, such as ``"gpt2"``, or a classifier of images.
-=======
     ``"pocket-gpt"``, its smaller siblings ``"pocket-gpt-small"`` and ``"pocket-gpt-tiny"``, and
     ``"pocket-vit"``, which reads images (`pedagogic_peft.pocket.vision`), ship inside this package and
-    need no network. Any other name is a folder or a
-    model of the Hugging Face Hub that ``AutoModelForCausalLM`` can load, such as ``"gpt2"``.
->>>>>>> 50b5dcf (Chapter 4.1: prompt tuning from scratch; two smaller siblings of pocket-gpt; the grids of prompts and prefixes)
+    need no network. Any other name is a folder or a model of the Hugging Face Hub: a causal language
+    model, such as ``"gpt2"``, or a classifier of images.
 
     Args:
         name: a pocket model, a local folder, or a Hub name.
