@@ -6,13 +6,11 @@ They are the 1,797 handwritten digits that scikit-learn brings along (Alpaydin a
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-T = TypeVar("T")
 
 # The first digits of the data set train, the last ones test: other people wrote those.
 SPLITS = {"train": slice(0, 1100), "validation": slice(1100, 1300), "test": slice(1300, None)}
@@ -49,7 +47,7 @@ DOMAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def known(name: str, table: Mapping[str, T]) -> T:
+def known(name: str, table: Mapping[str, Any]) -> Any:
     """Return the entry of that name.
 
     Raises:
