@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml constraints.txt
 assignments: $(STAMP)  ## build student versions and autograder packages (ASSIGNMENT=lora for one)
 	$(BIN)/python assignments/build.py --assignment '$(ASSIGNMENT)' --url '$(ASSIGNMENTS_URL)'
 
-grade: $(STAMP)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=folder LIMIT=600 JOBS=1]
+grade: $(STAMP)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=folder LIMIT=900 JOBS=1]
 	@test -n '$(SUBMISSIONS)' || { echo "which folder? make grade SUBMISSIONS=folder"; exit 1; }
 	@ls _build/assignments/*/assignment.json > /dev/null 2>&1 || $(MAKE) --no-print-directory assignments
 	$(BIN)/python assignments/grade.py '$(SUBMISSIONS)' --assignment '$(ASSIGNMENT)' \

@@ -1,6 +1,6 @@
 """Grade a folder of submitted notebooks: one line of a CSV, and a page of feedback, for each.
 
-    make grade SUBMISSIONS=folder [ASSIGNMENT=lora] [GRADES=folder] [LIMIT=600] [JOBS=1]
+    make grade SUBMISSIONS=folder [ASSIGNMENT=lora] [GRADES=folder] [LIMIT=900] [JOBS=1]
 
 The tests are otter-grader's test files, from the packages that `make assignments` built, and otter
 runs them and counts the points. Only the submission is kept apart. otter's own runner executes the
@@ -55,8 +55,8 @@ NO_JAIL = (
 class Limits:
     """What a submission may use, and whether it is jailed ("jail") or only limited ("limits")."""
 
-    seconds: int = 600  # for all its cells and looks together
-    cell_seconds: int = 180  # for one cell or look; then the next one runs
+    seconds: int = 900  # on the clock, for all its cells and looks together
+    cell_seconds: int = 180  # of processor time, for one cell or look; then the next one runs
     memory: int = 4  # GiB of address space for each of its processes; torch alone takes about two
     output: int = 2**20  # bytes; nothing printed is kept, and more than this is told
     disk: int = 512 * 2**20  # bytes of files

@@ -48,7 +48,7 @@ def honest(built, tmp_path_factory) -> dict[str, dict[str, str]]:
         for kind, source in (("solved", "autograder"), ("untouched", "student")):
             notebook = (built / name / source / f"{name}.ipynb").read_bytes()
             (folder / f"{kind}-{name}.ipynb").write_bytes(notebook)
-    return grade(built, folder, "--jobs", "2")
+    return grade(built, folder, "--jobs", "2", "--seconds", "1800")
 
 
 @pytest.mark.parametrize("name", ASSIGNMENTS)
@@ -140,7 +140,7 @@ for fd in range(3, 60):
 """
 HOSTILE = {
     "loops": "while True: pass",
-    "loops_deaf": "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\nwhile True: pass",
+    "loops_deaf": "import signal\nsignal.signal(signal.SIGPROF, signal.SIG_IGN)\nwhile True: pass",
     "eats_memory": "import torch\nkept = []\nwhile True: kept.append(torch.ones(10**7))",
     "prints": "for _ in range(3000): print('x' * 10_000)",
     "fills_the_disk": "with open('big', 'wb') as f:\n    while True: f.write(bytes(10**7))",
@@ -181,9 +181,9 @@ def hostile(built, tmp_path_factory) -> dict[str, dict[str, str]]:
         (folder / "essay.ipynb").write_text("My dog ate it.")
         os.environ["SECRET"] = "MARKER"
         start = time.monotonic()
-        limits = "--seconds", "60", "--cell-seconds", "20", "--memory", "3"
+        limits = "--seconds", "90", "--cell-seconds", "20", "--memory", "3"
         lines = grade(built, folder, *limits, "--jobs", "2")
-    assert time.monotonic() - start < 60 * (len(HOSTILE) + 1)
+    assert time.monotonic() - start < 100 * (len(HOSTILE) + 1)
     return lines
 
 
@@ -195,8 +195,8 @@ def test_every_hostile_submission_has_a_line_and_no_points(hostile):
 @pytest.mark.parametrize(
     "name, column, text",
     [
-        ("loops", "notes", "TimeoutError: ran longer than 20 s"),
-        ("loops_deaf", "status", "stopped: it ran longer than 60 s"),
+        ("loops", "notes", "TimeoutError: computed for more than 20 s"),
+        ("loops_deaf", "status", "stopped: it ran longer than 90 s"),
         ("eats_memory", "notes", "can't allocate memory"),
         ("prints", "notes", "printed 30.0 MB"),
         ("fills_the_disk", "notes", "No space left on device"),
