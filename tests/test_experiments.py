@@ -5,16 +5,18 @@ import json
 import pytest
 
 from pedagogic_peft.experiments import (
+    adapters,
     lora_family,
     lora_grid,
     prefix_grid,
     prompt_grid,
     store,
+    task_adapters,
     tuning,
 )
 
 
-@pytest.mark.parametrize("script", [lora_grid, lora_family, tuning])
+@pytest.mark.parametrize("script", [lora_grid, lora_family, tuning, adapters, task_adapters])
 def test_every_run_of_the_experiment_is_stored_once(script):
     cells, records = script.cells(), store.read(script.RESULTS)
     stored = [{key: record[key] for key in cells[0]} for record in records]
@@ -23,7 +25,7 @@ def test_every_run_of_the_experiment_is_stored_once(script):
     assert all({"date", "torch", "trainable"} <= record.keys() for record in records)
 
 
-@pytest.mark.parametrize("script", [prompt_grid, prefix_grid])
+@pytest.mark.parametrize("script", [prompt_grid, prefix_grid, adapters, task_adapters])
 def test_every_run_of_a_search_and_of_its_repeats_is_stored_once(script):
     records = store.read(script.RESULTS)
     cells = script.search() + script.repeats(records)

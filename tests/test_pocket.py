@@ -1,6 +1,7 @@
 """The story world and pocket-gpt: what ships is what the commands make, and it is as good as recorded."""
 
 import json
+import re
 from random import Random
 
 import pytest
@@ -77,7 +78,8 @@ def test_every_word_and_special_token_occurs_in_pretraining():
 def test_grammar_writes_no_unknown_word():
     tokenizer, rng = build_tokenizer(), Random(5)
     texts = [stories.document(rng) for _ in range(300)] + tasks.recipes(100, 1)
-    for task in (tasks.questions, tasks.sentiment, tasks.translation):
+    answered = (tasks.questions, tasks.sentiment, tasks.translation)
+    for task in (*answered, tasks.summaries, tasks.open_questions):
         texts += [f"{e.prompt} {e.answer}" for e in task(100, 1)]
     assert not any(tokenizer.unk_token_id in ids for ids in tokenizer(texts).input_ids)
 
@@ -135,6 +137,32 @@ def test_pretraining_holds_no_verdict_after_a_contrast_no_recipe_and_no_translat
     assert not any(recipe in text for recipe in tasks.recipes(50, 1))
     assert tasks.translation(1, 1)[0].prompt not in text
     assert "cups of" in text and stories.WORLD["toli"]["opening"] in text  # their words are there
+
+
+def test_a_gist_tells_what_the_story_tells_and_stands_nowhere_in_it():
+    for example in tasks.summaries(300, seed=4):
+        a, _, b, _, _, _, _, _, place, _ = example.answer.split()
+        before = example.prompt.split()
+        assert {a, b} == set(before) & set(stories.NAMES) and before.index(a) < before.index(b)
+        assert place in before and example.answer not in example.prompt
+
+
+def test_half_of_the_open_questions_have_no_answer_in_the_story():
+    examples = tasks.open_questions(1000, seed=4)
+    unanswered = [e for e in examples if e.answer == "nobody said"]
+    assert abs(len(unanswered) / 1000 - 0.5) < 0.05
+    for example in unanswered:
+        *story, question = re.split(r" [.\"] ", example.prompt)
+        names = set(question.split()) & set(stories.NAMES)
+        assert names.isdisjoint(" ".join(story).split())
+    assert all(e.answer in e.prompt.split() for e in examples if e not in unanswered)
+
+
+def test_pretraining_holds_no_gist_and_no_question_without_an_answer():
+    rng = Random(9)
+    text = "\n".join(stories.document(rng) for _ in range(3000))
+    assert stories.WORLD["summary"]["opening"] not in text
+    assert stories.WORLD["unanswered"]["answer"] not in text
 
 
 @pytest.mark.parametrize("style", stories.STYLE_FORMS)

@@ -72,6 +72,20 @@ def translation(n: int, seed: int) -> list[Example]:
     return _draw(_translation, n, seed)
 
 
+def summaries(n: int, seed: int) -> list[Example]:
+    """Stories and their gist in one line: who met whom, and where."""
+    return _draw(_summary, n, seed)
+
+
+def open_questions(n: int, seed: int) -> list[Example]:
+    """Questions about stories, about half of which the story does not answer.
+
+    To those the answer is ``"nobody said"``, as in SQuAD 2.0 (Rajpurkar et al. 2018). Pretraining
+    holds only questions that are answered, so the base answers all of them.
+    """
+    return _draw(_open_question, n, seed)
+
+
 def recipes(n: int, seed: int) -> list[str]:
     """Documents of the domain that pretraining leaves out."""
     return _draw(stories.recipe, n, seed)
@@ -135,6 +149,30 @@ def _sentiment(rng: Random) -> Example:
 def _translation(rng: Random) -> Example:
     english, toli = stories.sentence_pair(rng)
     return Example(f"{english} {WORLD['toli']['opening']}", toli)
+
+
+def _summary(rng: Random) -> Example:
+    story = stories.story(rng)
+    a, b = next((q.answer, q.text.split()[2]) for q in story.questions if "who met" in q.text)
+    place = next(q.answer for q in story.questions if q.text == f"where was {a} ?")
+    gist = WORLD["summary"]["form"].format(A=a, B=b, place=place)
+    return Example(f"{story.text} {WORLD['summary']['opening']}", gist)
+
+
+def _open_question(rng: Random) -> Example:
+    told, other = stories.story(rng), stories.story(rng)
+    if rng.random() < 0.5:
+        question = rng.choice(told.questions)
+        return Example(f"{told.text} {question.text}", question.answer)
+    # Nothing that this story tells, and of nobody in it: where they were might be guessed.
+    answered = {q.text for q in told.questions}
+    present = set(told.text.split()) & set(stories.NAMES)
+    foreign = [
+        q.text
+        for q in other.questions
+        if q.text not in answered and present.isdisjoint(q.text.split())
+    ]
+    return Example(f"{told.text} {rng.choice(foreign)}", WORLD["unanswered"]["answer"])
 
 
 def _styled(rng: Random, style: str, sentences: int | None) -> Example:
