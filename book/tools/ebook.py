@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -51,7 +52,7 @@ def print_pages(pages: list[str]) -> dict[str, Path]:
             tab.goto((SITE / f"{page}.html").as_uri(), wait_until="load")
             tab.evaluate(
                 "document.querySelectorAll('img').forEach((img) => { img.loading = 'eager'; });"
-                "document.querySelectorAll('details').forEach((part) => { part.open = true; })"
+                "for (const fold of document.querySelectorAll('details:not(.explorable *)')) fold.open = 1;"
             )
             tab.wait_for_function("[...document.images].every((img) => img.complete)")
             printed[page] = WORK / f"{page.replace('/', '-')}.pdf"
@@ -80,9 +81,9 @@ def bind(parts: dict[str, list[str]], printed: dict[str, Path]) -> Path:
             for sheet in reader.pages:
                 book.add_page(sheet)
             if part and parent is None:
-                parent = book.add_outline_item(part, first)
+                parent = book.add_outline_item(title=part, page_number=first)
             title = re.sub(r" — .*$", "", (reader.metadata or {}).get("/Title", page))
-            book.add_outline_item(title, first, parent=parent)
+            book.add_outline_item(title=title, page_number=first, parent=parent)
     for sheet in book.pages:
         for kept in sheet.get("/Annots") or []:
             note = kept.get_object()
@@ -118,21 +119,18 @@ def make_epub() -> Path:
     sphinx["extensions"] = [
         name for name in sphinx["extensions"] if name not in ("lighten", "sphinxext.opengraph")
     ]
-    config["sphinx"]["local_extensions"].pop("lighten", None)
-    sphinx |= {"epub_basename": NAME, "epub_show_urls": "no", "viewcode_enable_epub": False}
+    # The derived settings are in another folder, so what they name by its path is named in full.
+    local = config["sphinx"]["local_extensions"]
+    config["sphinx"]["local_extensions"] = {
+        name: str(ROOT / folder) for name, folder in local.items() if name != "lighten"
+    }
+    sphinx |= {"epub_basename": NAME, "epub_show_urls": "no", "version": version("pedagogic-peft")}
     for name in ("ogp_site_url", "ogp_site_name", "ogp_social_cards"):
         sphinx.pop(name, None)
     settings = WORK / "_config.yml"
     settings.write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "jupyter_book.cli.main",
-        "build",
-        ".",
-        "--toc",
-        "book/_toc.yml",
-    ]
+    command = [str(Path(sys.executable).parent / "jupyter-book"), "build", "."]
+    command += ["--toc", "book/_toc.yml"]
     command += ["--config", str(settings), "--path-output", str(WORK)]
     command += ["--builder", "custom", "--custom-builder", "epub"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
