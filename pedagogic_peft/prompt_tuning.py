@@ -297,8 +297,7 @@ class RowPrompts:
         x = kwargs.get("inputs_embeds")
         batch = len(kwargs["input_ids"] if x is None else x)
         if batch % len(rows):
-            named = f"activate(rows=...) named {len(rows)} adaptations"
-            raise ValueError(f"A batch of {batch} rows, but {named}")
+            raise ValueError(f"A batch of {batch} rows, but activate named {len(rows)}")
         n, repeats = max(lengths), batch // len(rows)  # beams of one row follow each other
         P = torch.stack([F.pad(row, (0, 0, n - len(row), 0)) for row in rows])  # (rows, n, d)
         real = torch.tensor([[0] * (n - m) + [1] * m for m in lengths], device=P.device)

@@ -123,9 +123,7 @@ class Site(Place):
         follow each other.
         """
         if x.shape[0] % len(rows):
-            raise ValueError(
-                f"A batch of {x.shape[0]} rows, but activate(rows=...) named {len(rows)} adaptations"
-            )
+            raise ValueError(f"A batch of {x.shape[0]} rows, but activate named {len(rows)}")
         repeats = x.shape[0] // len(rows)
         outputs, order = [], []
         for name in dict.fromkeys(rows):

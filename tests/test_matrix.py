@@ -244,7 +244,7 @@ def test_saving_again_what_was_loaded_changes_nothing(method, architecture, tmp_
 @on_every_pair
 def test_trainer_trains_it(method, architecture, tmp_path):
     torch.manual_seed(5)
-    model = attach(build(architecture, layers=1), CASES[method].method)
+    model = attach(build(architecture), CASES[method].method)
     inputs = batch(architecture)
     rows = [{key: value[i] for key, value in inputs.items()} for i in range(2)]
     arguments = hf.TrainingArguments(
