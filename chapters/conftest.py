@@ -11,6 +11,7 @@ import pytest
 VERSIONS = ("torch", "transformers", "peft", "numpy")
 
 
+@pytest.hookimpl(trylast=True)  # after the report is there
 def pytest_configure(config):
     """Write the versions into the report from which the book's status page is made."""
     from _pytest.junitxml import xml_key

@@ -408,10 +408,6 @@ def _mergeable_sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
                 what = f"{path}.{key} is quantised ({parameter.dtype})"
                 raise ValueError(f"{what} and cannot be merged into")
             if others := [u for module, u in users[memory_of(parameter)] if module not in own]:
-                what = (
-                    f"{path}.{key} is tied to {', '.join(others)}: merging would change both. Keep"
-                )
-                raise ValueError(
-                    f"{what} the adaptation unmerged, or untie the weights before attaching"
-                )
+                what = f"{path}.{key} is tied to {', '.join(others)}: merging would change both"
+                raise ValueError(f"{what}. Keep it unmerged, or untie the weights before attaching")
     return here
