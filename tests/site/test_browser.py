@@ -79,6 +79,7 @@ def contexts(browser):
 def tab(request, contexts, address):
     """A tab that refuses other hosts. It collects what it refused and what the console reported."""
     tab = contexts[request.param].new_page()
+    tab.set_default_timeout(120_000)  # a busy machine
     tab.refused, tab.complaints, tab.scheme, tab.weight = [], [], request.param, 0
 
     def decide(route):
@@ -212,7 +213,7 @@ def check_formulas(tab) -> None:
 def check_pictures(tab) -> None:
     """Every picture arrives when the reader comes to it."""
     tab.evaluate("document.querySelectorAll('img').forEach((img) => { img.loading = 'eager'; })")
-    tab.wait_for_function("[...document.images].every((img) => img.complete)", timeout=10_000)
+    tab.wait_for_function("[...document.images].every((img) => img.complete)", timeout=120_000)
     broken = tab.evaluate(
         "[...document.images].filter((img) => !img.naturalWidth).map((img) => img.src)"
     )
