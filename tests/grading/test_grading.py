@@ -181,9 +181,9 @@ def hostile(built, tmp_path_factory) -> dict[str, dict[str, str]]:
         (folder / "essay.ipynb").write_text("My dog ate it.")
         os.environ["SECRET"] = "MARKER"
         start = time.monotonic()
-        limits = "--seconds", "90", "--cell-seconds", "20", "--memory", "3"
+        limits = "--seconds", "180", "--cell-seconds", "20", "--memory", "3"
         lines = grade(built, folder, *limits, "--jobs", "2")
-    assert time.monotonic() - start < 100 * (len(HOSTILE) + 1)
+    assert time.monotonic() - start < 190 * (len(HOSTILE) + 1)
     return lines
 
 
@@ -196,7 +196,7 @@ def test_every_hostile_submission_has_a_line_and_no_points(hostile):
     "name, column, text",
     [
         ("loops", "notes", "TimeoutError: computed for more than 20 s"),
-        ("loops_deaf", "status", "stopped: it ran longer than 90 s"),
+        ("loops_deaf", "status", "stopped: it ran longer than 180 s"),
         ("eats_memory", "notes", "can't allocate memory"),
         ("prints", "notes", "printed 30.0 MB"),
         ("fills_the_disk", "notes", "No space left on device"),
