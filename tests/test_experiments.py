@@ -10,6 +10,7 @@ from pedagogic_peft.experiments import (
     lora_grid,
     prefix_grid,
     prompt_grid,
+    prompt_limits,
     store,
     task_adapters,
     tuning,
@@ -25,13 +26,24 @@ def test_every_run_of_the_experiment_is_stored_once(script):
     assert all({"date", "torch", "trainable"} <= record.keys() for record in records)
 
 
-@pytest.mark.parametrize("script", [prompt_grid, prefix_grid, adapters, task_adapters])
+@pytest.mark.parametrize("script", [prompt_grid, prefix_grid])
 def test_every_run_of_a_search_and_of_its_repeats_is_stored_once(script):
     records = store.read(script.RESULTS)
     cells = script.search() + script.repeats(records)
     stored = [{key: record[key] for key in cells[0]} for record in records]
     assert len(records) == len(cells)
     assert all(cell in stored for cell in cells)
+
+
+def test_every_run_of_the_comparison_of_sizes_is_stored_once():
+    records = store.read(prompt_limits.RESULTS)
+    cells = [
+        cell
+        for base in prompt_limits.BASES
+        for cell in prompt_limits.search(base) + prompt_limits.repeats(records, base)
+    ]
+    stored = [{key: record[key] for key in cells[0]} for record in records]
+    assert len(records) == len(cells) and all(cell in stored for cell in cells)
 
 
 def test_a_stopped_experiment_goes_on_where_it_was(tmp_path):
