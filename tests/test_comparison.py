@@ -72,6 +72,40 @@ def test_a_method_without_meaning_is_one_that_the_library_refuses(method, base):
         assert any(p.requires_grad for p in model.parameters())
 
 
+def test_what_counts_as_finished_is_stored_with_every_seed():
+    records = store.read(comparison.RESULTS)
+    keys = [tuple(r[k] for k in ("task", "method", "rate", "seed", "n")) for r in records]
+    assert len(set(keys)) == len(keys)
+    assert all(
+        {"date", "torch", "machine", "val_loss", "test", "kept"} <= r.keys() for r in records
+    )
+    finished = comparison.finished(records)
+    assert {"vision"} <= set(finished) <= set(comparison.searched(records))
+    for task in finished:
+        for method in (m for m in comparison.METHODS if comparison.meaningful(m, task)):
+            seeds = [r["seed"] for r in comparison.chosen(records, task, method)]
+            assert sorted(seeds) == [0, 1, 2]
+    one = comparison.chosen(records, "vision", "LoRA")[2]
+    assert "vision" not in comparison.finished([r for r in records if r != one])
+
+
+def test_a_run_again_is_what_was_stored():
+    for method in ("head", "(IA)³"):
+        stored = comparison.chosen(store.read(comparison.RESULTS), "vision", method)[2]
+        again = comparison.run("vision", method, stored["rate"], stored["seed"], stored["n"])
+        assert again == pytest.approx({key: stored[key] for key in again}, abs=0.02)
+
+
+def test_costs_are_stored_for_every_method_that_has_a_meaning():
+    costs = store.read(comparison_costs.RESULTS)
+    found = {(c["method"], c["base"]) for c in costs}
+    assert found == {(m, b) for m in comparison.METHODS for b in BASES} - set(comparison.NO_MEANING)
+    assert all(c["step_ratio"] > 0 and c["latency_ratio"] > 0 for c in costs)
+    [stored] = [c for c in costs if (c["base"], c["method"]) == ("pocket-vit", "LoRA")]
+    again = comparison_costs.peak_bytes("pocket-vit", "LoRA")
+    assert again == pytest.approx({key: stored[key] for key in again}, rel=0.05)
+
+
 def test_the_head_that_is_trained_is_not_the_input_embedding():
     model = comparison.prepare("pocket-gpt", "head")
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]

@@ -57,13 +57,13 @@ TRAINING, VALIDATION, TEST = 100, 10_001, 20_001  # the seeds of the examples; r
 EVERYWHERE: dict[str, Any] = {"target_modules": "all-linear"}
 # name: (the method, the middle one of the first three rates)
 METHODS: dict[str, tuple[Any, float]] = {
-    "full": (None, 1e-3),
-    "head": (None, 1e-2),
+    "full": (None, 3e-3),
+    "head": (None, 3e-2),
     "LoRA": (LoRA(r=8, alpha=16, **EVERYWHERE), 1e-2),
     "DoRA": (DoRA(r=8, alpha=16, **EVERYWHERE), 1e-2),
     "PiSSA": (PiSSA(r=8, alpha=8, **EVERYWHERE), 3e-3),
     "VeRA": (VeRA(r=128, save_projection=False, **EVERYWHERE), 1e-1),
-    "AdaLoRA": (AdaLoRA(init_r=12, target_r=8, alpha=24, tinit=5, tfinal=10, **EVERYWHERE), 3e-2),
+    "AdaLoRA": (AdaLoRA(init_r=12, target_r=8, alpha=24, tinit=5, tfinal=10, **EVERYWHERE), 1e-1),
     "Houlsby": (BottleneckAdapter(reduction_factor=8, placement="houlsby"), 1e-2),
     "Pfeiffer": (BottleneckAdapter(reduction_factor=8, placement="pfeiffer"), 1e-2),
     "parallel": (BottleneckAdapter(reduction_factor=8, placement="parallel"), 1e-2),
@@ -72,7 +72,7 @@ METHODS: dict[str, tuple[Any, float]] = {
     "BitFit": (BitFit(), 1e-2),
     "prompt tuning": (PromptTuning(num_virtual_tokens=20), 1e-1),
     "P-tuning": (PTuning(num_virtual_tokens=20), 3e-3),
-    "prefix tuning": (PrefixTuning(num_virtual_tokens=20), 1e-1),
+    "prefix tuning": (PrefixTuning(num_virtual_tokens=20), 1.0),
 }
 NO_MEANING = {  # (method, base): why
     ("BitFit", "pocket-gpt"): "its linear maps have no biases, as in Llama",
@@ -189,12 +189,12 @@ def in_tale_style(model: Any, tokenizer: Any, examples: Sequence[Example]) -> fl
 TALES = partial(tasks.styled, "tale")
 SHARE = "share right"
 TASKS = {
-    "sentiment": Task("pocket-gpt", short_reviews, verdicts_right, SHARE, 50, 16, 150, 0.5),
     "vision": Task("pocket-vit", pictures, vision.accuracy, SHARE, 60, 32, 200, 0.1),
-    "recipes": Task("pocket-gpt", tasks.recipes, minus_loss, "minus nats per token", 30, 8, 24),
-    "questions": Task("pocket-gpt", telegrams, tasks.word_accuracy, SHARE, 40, 16, 100),
-    "translation": Task("pocket-gpt", tasks.translation, words_right, SHARE, 60, 16, 60),
-    "style": Task("pocket-gpt", TALES, in_tale_style, SHARE, 20, 8, 16),
+    "sentiment": Task("pocket-gpt", short_reviews, verdicts_right, SHARE, 50, 16, 150, 0.5),
+    "recipes": Task("pocket-gpt", tasks.recipes, minus_loss, "minus nats per token", 30, 4, 16),
+    "questions": Task("pocket-gpt", telegrams, tasks.word_accuracy, SHARE, 50, 8, 100),
+    "translation": Task("pocket-gpt", tasks.translation, words_right, SHARE, 60, 8, 60),
+    "style": Task("pocket-gpt", TALES, in_tale_style, SHARE, 20, 4, 12),
 }
 
 
@@ -315,26 +315,56 @@ def next_rates(records: Sequence[Cell], task: str, method: str) -> list[float]:
     return beside if len(tried) < MOST_RATES else []
 
 
-def cells(records: Sequence[Cell]) -> list[Cell]:
-    """Return the runs that the rule asks for, given those that are known."""
-    wanted = [{"task": t, "method": "frozen", "rate": 0.0, "seed": 0, "n": MANY} for t in TASKS]
+def cell(task: str, method: str, rate: float, seed: int, n: int = MANY) -> Cell:
+    """Return the arguments of `run` as a record."""
+    return {"task": task, "method": method, "rate": rate, "seed": seed, "n": n}
+
+
+def stages(records: Sequence[Cell]) -> list[list[Cell]]:
+    """Return the runs that the rule asks for, given those that are known, in order.
+
+    For each task first the search, then the seeds.
+    """
+    found = [[cell(task, "frozen", 0.0, 0) for task in TASKS]]
     for task in TASKS:
+        search, seeds = [], []
         for method in METHODS:
             if not meaningful(method, task):
                 continue
             if rates := next_rates(records, task, method):
-                tries = [(rate, 0) for rate in rates]
-            else:
-                tries = [(best_rate(records, task, method), seed) for seed in SEEDS]
-            names = ("task", "method", "rate", "seed", "n")
-            wanted += [dict(zip(names, (task, method, *one, MANY), strict=True)) for one in tries]
-    return wanted
+                search += [cell(task, method, rate, 0) for rate in rates]
+                continue
+            rate = best_rate(records, task, method)
+            seeds += [cell(task, method, rate, seed) for seed in SEEDS]
+        found += [search, seeds]
+    return found
+
+
+def searched(records: Sequence[Cell]) -> list[str]:
+    """Return the tasks for which the search is over, for every method."""
+    over = [
+        all(not next_rates(records, task, m) for m in METHODS if meaningful(m, task))
+        for task in TASKS
+    ]
+    return [task for task, is_over in zip(TASKS, over, strict=True) if is_over]
+
+
+def finished(records: Sequence[Cell]) -> list[str]:
+    """Return the tasks for which every seed is stored, too, for every method."""
+    wanted = [each for stage in stages(records) for each in stage]
+    left = {each["task"] for each in without(wanted, records)}
+    return [task for task in searched(records) if task not in left]
 
 
 def missing(records: Sequence[Cell]) -> list[Cell]:
-    """Return those of `cells` that are not stored; what they depend on comes first."""
+    """Return the runs of the first stage that is not all stored."""
+    return next((todo for stage in stages(records) if (todo := without(stage, records))), [])
+
+
+def without(wanted: Sequence[Cell], records: Sequence[Cell]) -> list[Cell]:
+    """Return those of the wanted runs that are not stored."""
     done = [{key: r[key] for key in ("task", "method", "rate", "seed", "n")} for r in records]
-    return [cell for cell in cells(records) if cell not in done]
+    return [each for each in wanted if each not in done]
 
 
 def main() -> None:

@@ -8,11 +8,14 @@ the allocations that torch's profiler reports, so it is the same in each run on 
 """
 
 import json
+import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from pedagogic_peft.training import pad_collate
 
 RESULTS = Path(__file__).with_name("comparison_costs.jsonl")
 BASES = {"pocket-gpt": ("sentiment", 16), "pocket-vit": ("vision", 32)}  # the batch of a step
-ROUNDS = 25
+ROUNDS = 15
 
 
 def batch_of(base: str, size: int | None = None) -> dict[str, torch.Tensor]:
@@ -81,7 +84,7 @@ def highest_water(action: Callable[[], None]) -> int:
     """Return the most bytes that ``action`` holds at once of those that it allocates itself."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
@@ -93,6 +96,20 @@ def highest_water(action: Callable[[], None]) -> int:
         held += change
         highest = max(highest, held)
     return highest
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Send what the process writes on standard error to nowhere: the profiler announces itself there."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def stored_bytes(base: str, method: str) -> int:
@@ -118,10 +135,12 @@ def merges(base: str, method: str) -> bool:
     return True
 
 
-def ratios(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def ratios(
+    actions: Mapping[str, Callable[[], Any]], rounds: int, progress: bool = True
+) -> dict[str, float]:
     """Return how much CPU time each action takes, as a ratio to the first: medians of the rounds."""
     found: dict[str, list[float]] = {name: [] for name in actions}
-    for turn in tqdm(range(rounds + 1), desc="rounds"):
+    for turn in tqdm(range(rounds + 1), desc="rounds", disable=not progress):
         times = {}
         for name, action in actions.items():
             start = time.process_time()
