@@ -136,7 +136,7 @@ def test_every_kind_of_figure_moves(tab, address, axe):
     tab.goto(f"{address}/search.html")
     tab.evaluate("html => { window.page = html; }", figures)
     tab.evaluate(
-        "document.querySelector('article').replaceChildren("
+        "document.querySelector('#search-results').replaceChildren("
         "document.createRange().createContextualFragment(window.page))"
     )
     assert tab.locator("figure.explorable[data-ready]").count() == 7
@@ -147,7 +147,7 @@ def test_every_kind_of_figure_moves(tab, address, axe):
     wrong = calculator("return { weights: at.n / 2, state: 8 * at.n * (at.on ? 1 : 0) };")
     tab.evaluate("html => { window.page = html; }", wrong.html)
     tab.evaluate(
-        "document.querySelector('article').replaceChildren("
+        "document.querySelector('#search-results').replaceChildren("
         "document.createRange().createContextualFragment(window.page))"
     )
     with pytest.raises(AssertionError, match="disagree"):
@@ -207,7 +207,7 @@ def check_formulas(tab) -> None:
     assert tab.locator("mjx-math").count() == tab.locator("mjx-assistive-mml math").count()
     if tab.locator("mjx-math").count():
         assert tab.evaluate("document.fonts.check('16px MJXTEX')"), "the formulas' font is missing"
-    assert "$$" not in tab.locator("article").inner_text()
+    assert "$$" not in tab.locator("main").inner_text()
 
 
 def check_pictures(tab) -> None:
