@@ -5,11 +5,14 @@ It runs on `accelerate`, so the same call uses a GPU or mixed precision where th
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
+from pedagogic_peft.snapshots import Snapshot
 
 IGNORED_LABEL = -100  # cross_entropy's ignore_index, as in all transformers models
 
@@ -42,6 +45,8 @@ def train(
     mixed_precision: str | None = None,
     before_step: Callable[[int], None] | None = None,
     after_step: Callable[[int], None] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
 ) -> History:
     """Train the parameters that require a gradient, and leave the model in evaluation mode.
 
@@ -73,14 +78,21 @@ def train(
             they are clipped and the optimiser moves. It may read and change them.
         after_step: called with the number of the step when the optimiser has moved, before the
             gradients are deleted.
+        checkpoint: a file for the state of the run. If it is there, the run goes on from it: on a
+            CPU, one that was killed and called again ends with the same bits as one that was not.
+        checkpoint_every: steps between two times that the state is stored; it is after the last.
 
     Returns:
         A `History` with one record per step.
 
     Raises:
         ValueError: no steps, no examples, nothing to train, a warm-up outside [0, 1], or a model
-            output without a loss.
-        FloatingPointError: the loss is not finite.
+            output without a loss; a checkpoint of another run (other examples, ``steps``,
+            ``batch_size``, ``seed`` or tensors; another ``lr`` may be tried from there), or one
+            together with ``before_step`` or ``after_step``, whose own state it would not have.
+        FloatingPointError: the loss is not finite, or a parameter when the state is to be stored;
+            the checkpoint is then the last one that was good.
+        OSError: the checkpoint could not be written; the one before is whole.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -93,13 +105,17 @@ def train(
         raise ValueError(
             "No parameter requires a gradient: attach an adaptation, or unfreeze the model"
         )
+    if checkpoint and (before_step or after_step):
+        raise ValueError("checkpoint: what before_step or after_step keep would not be in it")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every={checkpoint_every}: expected a number of steps")
     set_seed(seed)
     AcceleratorState._reset_state()  # or accelerate would keep the precision of an earlier call
     accelerator = Accelerator(mixed_precision=mixed_precision)
     optimizer = optimizer or torch.optim.AdamW(
         trainable, lr=lr, weight_decay=weight_decay, fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_decay(steps, warmup))
+    rate = _warmup_then_decay(steps, warmup)
     loader: Any = DataLoader(
         cast(Any, examples),  # a sequence serves as a Dataset
         batch_size=batch_size,
@@ -107,14 +123,28 @@ def train(
         collate_fn=collate_fn or pad_collate(_pad_token_id(model)),
         generator=torch.Generator().manual_seed(seed),
     )
-    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-
-    history = History()
+    prepared, wrapped, loader = accelerator.prepare(model, optimizer, loader)
+    history, state = History(), None
     bar = tqdm(total=steps, disable=not progress, desc="training")
     try:
+        if checkpoint:
+            size = {"examples": len(examples), "steps": steps, "batch_size": batch_size}
+            state = Snapshot(
+                checkpoint, {**size, "seed": seed}, model, optimizer, accelerator.scaler
+            )
+            history.extend(state.restore())
+        done = len(history)
+        for group in optimizer.param_groups if done else ():
+            group["initial_lr"] = group["lr"]  # what LambdaLR needs to begin in the middle
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate, last_epoch=done - 1)
+        bar.update(done)
         prepared.train()
-        for step, batch in enumerate(_repeat(loader, steps), start=1):
-            loss = _loss_of(prepared(**batch), step)
+        for step, batch in enumerate(_repeat(loader, steps if done < steps else 0), start=1):
+            if step <= done:  # only fetched, so that the examples keep their order
+                if state and step == done:
+                    state.restore_random()
+                continue
+            loss = _loss_of(prepared(**batch), step, state)
             accelerator.backward(loss)
             accelerator.unscale_gradients()  # fp16 scales the loss up; otherwise this does nothing
             if before_step:
@@ -122,14 +152,16 @@ def train(
             grad_norm = nn.utils.clip_grad_norm_(trainable, max_grad_norm)
             record = {"step": step, "loss": loss.item(), "lr": schedule.get_last_lr()[0]}
             record["grad_norm"] = float(grad_norm)
-            optimizer.step()
+            wrapped.step()
             if after_step:
                 after_step(step)
             schedule.step()
-            optimizer.zero_grad()
+            wrapped.zero_grad()
             if evaluate and (step == steps or (eval_every and step % eval_every == 0)):
                 record.update(_evaluate(prepared, evaluate))
             history.append(record)
+            if state and (step == steps or step % checkpoint_every == 0):
+                state.save(history)
             bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
             bar.update()
     finally:
@@ -212,14 +244,15 @@ def _repeat(loader: Iterable[Any], steps: int) -> Iterator[Any]:
                 return
 
 
-def _loss_of(output: Any, step: int) -> Tensor:
+def _loss_of(output: Any, step: int, state: Snapshot | None = None) -> Tensor:
     loss: Tensor | None = getattr(output, "loss", None)
     if loss is None:
         raise ValueError("The model returned no loss: the examples need labels")
     if not torch.isfinite(loss):
-        raise FloatingPointError(
+        problem = (
             f"The loss is {loss.item()} at step {step}. A smaller lr or longer warmup may help"
         )
+        raise FloatingPointError(f"{problem}. {state.kept()}" if state else problem)
     return loss
 
 
