@@ -14,6 +14,7 @@ CHAPTERS ?= chapters
 PORT ?= 8000
 REPORT ?= _build/reports/notebooks.xml
 JOBS ?= auto
+FAULTS ?= 50
 
 # The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels of
 # torch and MKL also where the processor has wider ones (100 training steps carry a last digit far).
@@ -32,7 +33,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport MPLBACKEND
 export CHAPTERS
 
-.PHONY: help setup assignments grade test-assignments test gate book check-site publish serve run lint address ebook links audit screenshot clean distclean
+.PHONY: help setup assignments grade test-assignments test faults gate book check-site publish serve run lint address ebook links audit screenshot clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -63,6 +64,9 @@ test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict),
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests --ignore=tests/site \
 	    --ignore=tests/grading --ignore=tests/test_notebooks.py
 	@$(MAKE) --no-print-directory gate
+
+faults: $(STAMP)  ## kill training, saving and sweeps at 50 random moments each (FAULTS=50)
+	FAULTS=$(FAULTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/faults
 
 # The gate every notebook passes before it is published. CHAPTERS=FOLDER judges another folder.
 gate:

@@ -23,7 +23,15 @@ def read(path: Path) -> list[Cell]:
     if not path.exists():
         return []
     *lines, _ = path.read_text().split("\n")  # a whole line ends with a newline
-    return [json.loads(line) for line in lines]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {number} is no JSON: {line[:60]!r}. Delete it"
+            ) from None
+    return records
 
 
 def results(
@@ -45,14 +53,18 @@ def run_missing(cells: Sequence[Cell], run: Callable[..., Cell], path: Path) -> 
 
     A record is the cell, what ``run`` returned, and where it was made.
     """
+    _remove_cut_off_line(path)
     records = read(path)
-    whole = path.with_suffix(".new")  # without a line that was cut off
-    whole.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.replace(whole, path)
     done = [{key: record.get(key) for key in cells[0]} for record in records]
     made = {"date": str(date.today()), "torch": torch.__version__, "machine": platform.machine()}
     for cell in tqdm([cell for cell in cells if cell not in done], desc=path.stem):
         records.append(cell | run(**cell) | made)
-        with path.open("a") as file:
-            file.write(json.dumps(records[-1]) + "\n")
+        with path.open("ab") as file:  # in one piece, also beside another process
+            file.write(json.dumps(records[-1]).encode() + b"\n")
     return records
+
+
+def _remove_cut_off_line(path: Path) -> None:
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
