@@ -19,7 +19,17 @@ from pedagogic_peft import attention, checks
 from pedagogic_peft.counting import memory_of
 from pedagogic_peft.method import Method
 from pedagogic_peft.peft_format import fill, tensors_of
-from pedagogic_peft.sites import Adaptations, Annex, Place, Site, deltas_of, layer_of, sites, swap
+from pedagogic_peft.sites import (
+    Adaptations,
+    Annex,
+    Place,
+    Site,
+    deltas_of,
+    layer_of,
+    outline,
+    sites,
+    swap,
+)
 from pedagogic_peft.targets import Names
 
 
@@ -332,8 +342,9 @@ def install(
         model.requires_grad_(False)
     record = adaptations_of(model)
     seats: dict[nn.Module, Site] = {}
+    modules: dict[str, Any] = dict(outline(model))
     for path, delta in deltas.items():
-        module: Any = model.get_submodule(path)
+        module = modules[path]
         place: Place
         if getattr(delta, "beside", False):
             place = module._modules.get("annex") or Annex(module, record, layer_of(path))
@@ -343,7 +354,9 @@ def install(
             place = module
         else:
             place = seats.setdefault(module, Site(module, record, layer_of(path)))
-        place.deltas[name] = delta.train(place.training)
+        place.deltas[name] = delta
+        if delta.training != place.training:
+            delta.train(place.training)
     swap(model, seats)
     if any(hasattr(delta, "attend") for delta in deltas.values()):
         attention.take_over(model, record)

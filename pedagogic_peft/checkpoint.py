@@ -9,8 +9,10 @@ import json
 import os
 import re
 import warnings
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from pedagogic_peft.sites import deltas_of, sites
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 DIGEST = "config_sha256"
+PENDING = ".pending"  # a save whose files are complete, but not in place yet
 
 
 def save(
@@ -103,49 +106,60 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
 
 
 def _refuse_unowned(model: nn.Module) -> None:
-    owned = {id(p) for _, place in sites(model) for p in place.deltas.parameters()}
-    lost = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in owned]
+    lost = {p for p in model.parameters() if p.requires_grad}
+    lost -= {p for _, place in sites(model) for p in place.deltas.parameters()}
     if lost:
-        what = f"{some(lost)} would be trained but not saved, since no adaptation has them"
+        names = [name for name, p in model.named_parameters() if p in lost]
+        what = f"{some(names)} would be trained but not saved, since no adaptation has them"
         raise ValueError(f"{what}: name them in modules_to_save when you attach, or freeze them")
 
 
 def _write(folder: Path, config: Config, tensors: Tensors) -> None:
-    """Write both files beside the old ones, then put them in place; half-way it is undone.
+    """Write both files into a folder of their own, and from there put them in place.
 
-    A process killed just between the two has a new configuration beside old tensors. So that this
-    is noticed, the tensors' file holds the digest of its configuration.
+    The one renaming that makes that folder `PENDING` decides: until then the old files count, from
+    then on the new ones, for `load` looks there first and the next `save` puts them in place, should
+    this process be killed. Another process that saves here does so before or after, never half.
     """
     from safetensors.torch import save_file
 
-    new = {name: folder / f".{name}.{os.getpid()}" for name in (CONFIG, TENSORS)}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     metadata = {"format": "pt", DIGEST: sha256(text.encode()).hexdigest()}
-    old = (folder / CONFIG).read_bytes() if (folder / CONFIG).exists() else None
-    try:
-        new[CONFIG].write_text(text, encoding="utf-8")
-        save_file(dict(tensors), new[TENSORS], metadata=metadata)
-        os.replace(new[CONFIG], folder / CONFIG)
-        os.replace(new[TENSORS], folder / TENSORS)
-    except BaseException:
-        if old is None:
-            (folder / CONFIG).unlink(missing_ok=True)
-        elif not new[CONFIG].exists():  # it is in place already
-            (folder / CONFIG).write_bytes(old)
-        raise
-    finally:
-        for file in new.values():
-            file.unlink(missing_ok=True)
+    with TemporaryDirectory(prefix=".saving-", dir=folder) as new:
+        Path(new, CONFIG).write_text(text, encoding="utf-8")
+        save_file(dict(tensors), Path(new, TENSORS), metadata=metadata)
+        for attempt in range(20):
+            _put_in_place(folder)
+            try:
+                os.rename(new, folder / PENDING)
+                break
+            except OSError:  # another process has a save pending: put that in place first
+                if attempt == 19 or not (folder / PENDING).is_dir():
+                    raise
+    _put_in_place(folder)
+
+
+def _put_in_place(folder: Path) -> None:
+    """Move the files of a pending save, or what is left of them, to where they belong."""
+    for name in (CONFIG, TENSORS):
+        with suppress(FileNotFoundError):  # there is none, or another process was faster
+            os.replace(folder / PENDING / name, folder / name)
+    with suppress(OSError):
+        (folder / PENDING).rmdir()
+
+
+def _newest(folder: Path, name: str) -> Path:
+    for file in (folder / PENDING / name, folder / name):
+        if file.is_file():
+            return file
+    there = ", ".join(sorted(f.name for f in folder.iterdir())) or "nothing"
+    raise FileNotFoundError(f"{folder} has no {name}; it has {there}")
 
 
 def _locate(path: str | Path) -> tuple[Path, Path]:
     folder = Path(path)
     if folder.is_dir():
-        for name in (CONFIG, TENSORS):
-            if not (folder / name).is_file():
-                there = ", ".join(sorted(f.name for f in folder.iterdir())) or "nothing"
-                raise FileNotFoundError(f"{folder} has no {name}; it has {there}")
-        return folder / CONFIG, folder / TENSORS
+        return _newest(folder, CONFIG), _newest(folder, TENSORS)
     if isinstance(path, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise FileNotFoundError(f"There is no folder {path}")
     from huggingface_hub import hf_hub_download

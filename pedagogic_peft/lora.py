@@ -10,6 +10,7 @@ of which only A and B are trained. The site is a linear map or an embedding, the
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +55,24 @@ class LoRALinear(nn.Module):
         A, B = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
         h = F.linear(self.dropout(x), A)  # (..., d_in) -> (..., r)
         return y + F.linear(self.scaling * h, B)  # (..., r) -> (..., d_out)
+
+    @property
+    def together(self) -> Any:
+        """What is equal in deltas that `for_rows` can join."""
+        return self.lora_A.weight.shape, getattr(self.dropout, "p", 0)
+
+    @staticmethod
+    def for_rows(deltas: Sequence["LoRALinear"]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return what serves a batch whose rows have these deltas: two batched products."""
+
+        def forward(x: Tensor, y: Tensor) -> Tensor:
+            A = torch.stack([d.lora_A.weight for d in deltas]).to(x.dtype)  # (rows, r, d_in)
+            B = torch.stack([d.lora_B.weight for d in deltas]).to(x.dtype)  # (rows, d_out, r)
+            scaling = x.new_tensor([d.scaling for d in deltas])[:, None, None]
+            x = deltas[0].dropout(x).reshape(len(deltas), -1, x.shape[-1])  # (rows, tokens, d_in)
+            return y + (scaling * (x @ A.mT) @ B.mT).view_as(y)
+
+        return forward
 
     def delta_weight(self) -> Tensor:
         """Return ΔW: (d_out, d_in), in float32."""

@@ -97,7 +97,7 @@ class Method:
         """
         deltas, modules = cast(dict[str, Any], self.build(model)), base_modules(model)
         for path, delta in deltas.items():
-            if hasattr(delta, "start_at"):
+            if hasattr(type(delta), "start_at"):  # asking a Module for what it lacks is slow
                 delta.start_at(modules[path])
         return deltas
 
@@ -110,7 +110,8 @@ class Method:
             raise ValueError(f"modules_to_save: adapters sit at {lost}: name others")
         for path, delta in deltas.items():
             own = next(modules[path].parameters(), torch.empty(0))  # a module of RoPE has none
-            delta.to(own.device)
+            if any(p.device != own.device for p in delta.parameters()):
+                delta.to(own.device)
         return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
 
     @classmethod
@@ -124,7 +125,8 @@ class Method:
         config = {key: getattr(self, name) for key, (name, _) in self.keys().items()}
         config["modules_to_save"] = list(self.modules_to_save) or None
         if self.MARK:
-            adapted = {p: m for p, m in base_modules(model).items() if p in own_deltas(deltas)}
+            own = own_deltas(deltas)
+            adapted = {p: m for p, m in base_modules(model).items() if p in own}
             config["target_modules"] = targets.shortest_names(model, adapted)
             config["fan_in_fan_out"] = any(map(targets.is_conv1d, adapted.values()))
         tensors = peft_format.tensors_of(deltas)

@@ -6,11 +6,12 @@ the way the two are *joined*. A place holds the deltas of one module, one for ea
 
 * A `Site` takes the module's seat. Its deltas are modules called as ``delta(x, y)`` with the
   module's input and output, and return the new output: the last line of a delta says how it is
-  joined. A delta that changes the *input* has a method ``before(x)`` besides.
+  joined. A delta that changes the *input* has a method ``before(x)`` besides. Deltas that can
+  serve rows of a batch in one go, each its own, have ``for_rows(deltas)``, if ``together`` is equal.
 * An `Annex` stands beside a module that keeps its seat, for what concerns a whole attention or a
   whole backbone. Its deltas have ``enter(module, args, kwargs)``, which returns new arguments, and
   ``leave(module, output)``, which returns a new output, or are asked by the attention function.
-  Those that can serve rows of different adaptations have ``for_rows(deltas)`` besides.
+  Here too those that can serve rows of different adaptations have ``for_rows(deltas)``.
 """
 
 import copy
@@ -117,21 +118,40 @@ class Site(Place):
         return y
 
     def forward_rows(self, x: Tensor, rows: Sequence[str | None]) -> Tensor:
-        """Run each row of ``x`` with the adaptation of its own; x: (batch, ...).
+        """Run ``base`` once for all rows of ``x``, and each row's own delta; x: (batch, ...).
 
         Several rows of x may belong to one entry of ``rows`` (beams, flattened tokens): then they
         follow each other.
         """
-        if x.shape[0] % len(rows):
-            raise ValueError(f"A batch of {x.shape[0]} rows, but activate named {len(rows)}")
-        repeats = x.shape[0] // len(rows)
-        outputs, order = [], []
-        for name in dict.fromkeys(rows):
-            here = [i for i in range(x.shape[0]) if rows[i // repeats] == name]
-            deltas = [self.deltas[name]] if name and name in self.deltas else []
-            outputs.append(self.forward_with(deltas, x[here]))
-            order += here
-        return torch.cat(outputs)[torch.tensor(order, device=x.device).argsort()]
+        if len(x) % len(rows):
+            raise ValueError(f"A batch of {len(x)} rows, but activate named {len(rows)}")
+        groups = self.groups(rows, torch.arange(len(x), device=x.device).view(len(rows), -1))
+        for delta, here in groups:
+            if hasattr(delta, "before"):
+                x = x.index_copy(0, here, delta.before(x[here]))
+        y: Tensor = self.base(x)
+        for delta, here in groups:
+            if len(here) == len(y):  # all of them, in order: no copies
+                return delta(x, y)  # type: ignore[no-any-return]
+            y = y.index_copy(0, here, delta(x[here], y[here]).to(y.dtype))
+        return y
+
+    def groups(self, rows: Sequence[str | None], entries: Tensor) -> list[tuple[Any, Tensor]]:
+        """Return each delta with the entries of the batch it works on; ``entries``: (rows, each).
+
+        Different deltas that are alike (``together``) are joined to one by ``for_rows``.
+        """
+        found: dict[Any, list[int]] = {}
+        for i, name in enumerate(rows):
+            if name is not None and name in self.deltas:
+                delta: Any = self.deltas[name]
+                found.setdefault(getattr(delta, "together", None) or delta, []).append(i)
+        groups = []
+        for here in found.values():
+            deltas: list[Any] = [self.deltas[str(rows[i])] for i in here]
+            delta = deltas[0].for_rows(deltas) if len(set(deltas)) > 1 else deltas[0]
+            groups.append((delta, entries[here].flatten()))
+        return groups
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -229,8 +229,42 @@ def test_killing_the_process_while_it_saves_leaves_a_whole_checkpoint(tmp_path, 
     assert detach(model) is model
 
 
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_save_that_was_killed_between_its_two_files_is_whole(saved, monkeypatch, moved):
+    """The new files count as soon as both are complete, however many are in place."""
+    model = attach(build("gpt2"), LoRA(r=3, alpha=1))
+    randomise(model)
+    replace, done = os.replace, []
+
+    def killed(source, target):
+        if Path(source).exists() and len(done) == moved:
+            raise KeyboardInterrupt
+        replace(source, target)
+        done.append(source)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        save(model, saved)
+    for _ in range(2):  # as it was left, and after the next save has put it in place
+        again = load(build("gpt2"), saved)
+        assert torch.equal(logits(again, "gpt2"), logits(model, "gpt2"))
+        save(again, saved)
+        assert sorted(f.name for f in saved.iterdir()) == [CONFIG, TENSORS]
+
+
+def test_two_processes_that_save_to_one_place_leave_a_whole_checkpoint(tmp_path):
+    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, tmp_path / "saved"]
+    arguments.append(Path(__file__).parent)
+    both = [subprocess.Popen(arguments, stdout=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        assert [process.stdout.readline() for _ in range(20)] == [b"saved\n"] * 20
+    for process in both:
+        process.kill()
+        process.communicate()
+    load(build("gpt2"), tmp_path / "saved")
+
+
 def test_a_configuration_that_belongs_to_other_tensors_is_pointed_out(saved):
-    """As after a kill between the two files: the new configuration, the old tensors."""
     config = json.loads((saved / CONFIG).read_text()) | {"lora_alpha": 99}
     (saved / CONFIG).write_text(json.dumps(config))
     with pytest.warns(UserWarning, match="edited.*or their saving was cut off"):
