@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pedagogic_peft.adaptation import adaptations_of, check_can_attach, install, one_adaptation
+from pedagogic_peft.files import remove_leftovers
 from pedagogic_peft.method import Method
 from pedagogic_peft.peft_format import Config, Tensors, some
 from pedagogic_peft.sites import deltas_of, sites
@@ -33,7 +34,8 @@ def save(
     """Write one adaptation as a folder that this library and Hugging Face PEFT can load.
 
     Saved are the adaptation's tensors, `modules_to_save` among them, and its hyper-parameters:
-    never the base model. Files of an earlier save are replaced only when the new ones are complete.
+    never the base model. Files of an earlier save are replaced only when the new ones are complete:
+    whatever stops it, even a kill, `load` finds the one or the other adaptation, whole.
 
     Args:
         model: the model that carries the adaptation, merged or not.
@@ -47,7 +49,7 @@ def save(
     Raises:
         ValueError: no such adaptation; no name although several are active; a trained parameter
             belongs to no adaptation, so that it would be lost.
-        OSError: the files could not be written; those that were there are as before.
+        OSError: a file could not be written; those that were there are as before.
     """
     name = one_adaptation(model, name)
     method: Method = adaptations_of(model).methods[name]
@@ -121,13 +123,16 @@ def _write(folder: Path, config: Config, tensors: Tensors) -> None:
     then on the new ones, for `load` looks there first and the next `save` puts them in place, should
     this process be killed. Another process that saves here does so before or after, never half.
     """
-    from safetensors.torch import save_file
+    import safetensors.torch
 
+    remove_leftovers(folder / PENDING)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     metadata = {"format": "pt", DIGEST: sha256(text.encode()).hexdigest()}
-    with TemporaryDirectory(prefix=".saving-", dir=folder) as new:
-        Path(new, CONFIG).write_text(text, encoding="utf-8")
-        save_file(dict(tensors), Path(new, TENSORS), metadata=metadata)
+    suffix = f".{os.getpid()}"
+    with TemporaryDirectory(prefix=PENDING + ".", suffix=suffix, dir=folder) as new:
+        Path(new, CONFIG).write_text(text, encoding="utf-8", newline="\n")
+        # Not save_file: only their owner can read its files, and its errors are no OSError.
+        Path(new, TENSORS).write_bytes(safetensors.torch.save(dict(tensors), metadata))
         for attempt in range(20):
             _put_in_place(folder)
             try:
