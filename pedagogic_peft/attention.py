@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pedagogic_peft.architectures import modules_in_role, roles_of
+from pedagogic_peft.architectures import ROLES, model_type, modules_in_role, roles_of
 from pedagogic_peft.sites import Adaptations
-from pedagogic_peft.targets import Modules
+from pedagogic_peft.targets import Modules, find_targets
 
 NAME = "pedagogic_peft"
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -85,15 +85,18 @@ def is_attention(module: nn.Module) -> bool:
 def find_attentions(model: Any) -> Modules:
     """Return ``{path: attention module}`` of all self-attentions.
 
-    In encoder-decoders these are the decoder's, as in Hugging Face PEFT.
+    In encoder-decoders these are the decoder's, as in Hugging Face PEFT. In a decoder or encoder
+    without a row in `ROLES`, every module that transformers marks as an attention is one.
 
     Raises:
-        ValueError: the architecture has no row in `ROLES`.
+        ValueError: there is none; an encoder-decoder without a row.
     """
-    found = modules_in_role(model, roles_of(model).attention)
     if model.config.is_encoder_decoder:
+        found = modules_in_role(model, roles_of(model).attention)
         return {p: m for p, m in found.items() if "decoder." in p and "EncDec" not in p}
-    return found
+    if model_type(model) in ROLES:
+        return modules_in_role(model, roles_of(model).attention)
+    return find_targets(model, ".*", is_attention)
 
 
 def heads_and_size(model: Any) -> tuple[int, int]:

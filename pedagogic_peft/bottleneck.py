@@ -54,7 +54,8 @@ class BottleneckAdapter(Method):
 
     "houlsby" and "pfeiffer" begin near the identity: the model's outputs change a little when they
     are attached. "parallel" begins exactly there. Houlsby et al. train the LayerNorms and the head
-    as well: for BERT ``modules_to_save=["LayerNorm", "classifier"]`` does so.
+    as well: for BERT ``modules_to_save=["LayerNorm", "classifier"]`` does so with "houlsby" (with
+    "pfeiffer" an adapter sits at a LayerNorm, which then cannot be trained in full).
 
     Args:
         reduction_factor: d / m. The bottleneck m is rounded down and at least 1.
