@@ -5,6 +5,7 @@ and grades as course staff do.
 """
 
 import ast
+import copy
 import json
 import sys
 import tomllib
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "assignments"))
@@ -48,7 +50,9 @@ def solution(name: str) -> tuple[tuple[str, bool], ...]:
 
 def names_of(cells, experiments=False) -> dict:
     """Execute a solution; return what it defines."""
-    sys.modules["otter"].Notebook = lambda: None
+    import otter
+
+    otter.Notebook = lambda: None
     module = types.ModuleType("submission")
     for source, experiment in cells:
         if experiments or not experiment:
@@ -196,11 +200,8 @@ def test_what_a_page_solves_too_has_the_same_solution():
         assert pages[name] == ours[name], f"{name} differs between its page and its assignment"
 
 
-def test_the_solutions_compute_what_the_library_computes(packages):
-    import torch
-
+def test_lora_computes_what_the_library_computes():
     from pedagogic_peft.lora import LoRALinear
-    from pedagogic_peft.training import pad_collate
 
     torch.manual_seed(0)
     ours, linear, x = names_of(solution("lora")), torch.nn.Linear(6, 5), torch.randn(3, 6)
@@ -211,9 +212,85 @@ def test_the_solutions_compute_what_the_library_computes(packages):
     merged = ours["merge_lora"](mine)
     theirs.merge_into(linear)  # in place
     assert torch.allclose(merged.weight, linear.weight, atol=1e-5)
+
+
+def test_adapters_compute_what_the_library_computes():
+    from pedagogic_peft import BottleneckAdapter, attach, count_parameters
+    from pedagogic_peft.sites import sites
+
+    torch.manual_seed(0)
+    ours = names_of(solution("adapters"))
+    base, ids = ours["base"], torch.arange(3, 20)[None]
+    mine = ours["add_adapters"](copy.deepcopy(base), 4)
+    theirs = attach(copy.deepcopy(base), BottleneckAdapter(bottleneck_size=4))
+    for layer, (_, site) in zip(mine.model.layers, sites(theirs), strict=True):
+        delta = site.deltas["default"]
+        torch.nn.init.normal_(delta.adapter_up.weight)
+        layer.mlp[1].down.load_state_dict(delta.adapter_down.state_dict())
+        layer.mlp[1].up.load_state_dict(delta.adapter_up.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(mine(ids).logits, theirs(ids).logits, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(mine(ids).logits, base(ids).logits, atol=0.1)
+    d, layers = base.config.hidden_size, len(base.model.layers)
+    houlsby = BottleneckAdapter(bottleneck_size=4, placement="houlsby")
+    counted = count_parameters(attach(copy.deepcopy(base), houlsby)).trainable
+    norms = 4 * d * layers  # two norms in each block, with weight and bias
+    assert ours["adapter_parameters"](d, 4, layers) == counted + norms
+
+
+def test_a_soft_prompt_computes_what_the_library_computes():
+    from pedagogic_peft import PromptTuning, attach
+
+    torch.manual_seed(0)
+    ours = names_of(solution("soft_prompts"))
+    base, ids = ours["base"], torch.randint(3, 90, (2, 7))
+    mask = torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])
+    mine = ours["SoftPrompt"](base.get_input_embeddings(), 3)
+    theirs = attach(copy.deepcopy(base), PromptTuning(3))
+    [P] = [p for p in theirs.parameters() if p.requires_grad]
+    P.data.copy_(mine.P)
+    with torch.no_grad():
+        logits = ours["prompted_logits"](base, mine, ids, mask)[mask.bool()]
+        expected = theirs(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    assert torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_prefix_computes_what_the_library_computes():
+    from pedagogic_peft import PrefixTuning, attach
+    from pedagogic_peft.attention import attention
+    from pedagogic_peft.sites import sites
+
+    torch.manual_seed(0)
+    ours = names_of(solution("soft_prompts"))
+    model = attach(copy.deepcopy(ours["base"]), PrefixTuning(3, shift_positions=False))
+    place = next(iter(sites(model)))[1]
+    P = place.deltas["default"].prefix.data.normal_()  # (n, 2, heads, size)
+    P_K, P_V = P.permute(1, 2, 0, 3)
+    heads, size = P.shape[2:]
+    Q, K, V = torch.randn(3, 2, heads, 5, size)
+    text = torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
+    mask = ours["prefix_mask"](text, 3)
+    mine = ours["prefix_attention"](Q, K, V, P_K, P_V, mask)
+    module = model.model.layers[0].self_attn
+    repeated = module.num_key_value_groups  # queries to each head of keys
+    with torch.no_grad():
+        Qs = Q.repeat_interleave(repeated, dim=1)
+        theirs, _ = attention(module, Qs, K, V, mask[..., 3:], dropout=0.0, scaling=size**-0.5)
+    theirs = theirs.transpose(1, 2)[:, ::repeated]
+    assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_labels_and_batches_are_the_library_s():
+    from pedagogic_peft.pocket import tasks
+    from pedagogic_peft.training import pad_collate
+
+    ours = names_of(solution("new_task"))
     rows = [{"input_ids": [5, 6], "labels": [-100, 6]}, {"input_ids": [7], "labels": [7]}]
-    mine, theirs = names_of(solution("new_task"))["collate"](rows, 3), pad_collate(3)(rows)
+    mine, theirs = ours["collate"](rows, 3), pad_collate(3)(rows)
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+    pairs = ours["notes"](20, seed=5)
+    mine = [ours["encode_pair"](pair.prompt, pair.answer) for pair in pairs]
+    assert mine == tasks.encode(ours["tokenizer"], pairs)
 
 
 def test_the_guide_tells_the_points(packages):
@@ -239,8 +316,6 @@ def test_plain_values_pass_the_wire(value):
 
 
 def test_tensors_pass_the_wire():
-    import torch
-
     x = torch.arange(6.0).reshape(2, 3).T
     assert torch.equal(wire.unpack(wire.pack({"x": [x]}))["x"][0], x)
 

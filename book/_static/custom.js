@@ -1,9 +1,40 @@
-// What scrolls sideways in a box of its own can be reached, and scrolled, by keyboard.
-const boxes = "div.math, mjx-container, pre, .pst-scrollable-table-container, .table-wrapper, " +
-  ".cell_output table";
-const reachable = () => document.querySelectorAll(`article :is(${boxes})`).forEach((box) => {
-  if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
-  else if (box.tabIndex === 0) box.removeAttribute("tabindex");
-});
-addEventListener("load", reachable);
-addEventListener("resize", reachable);
+{
+  // A box that scrolls can be reached, and scrolled, by keyboard. To look costs a layout of the box, so it
+  // waits until the reader comes near, or takes the keyboard. (The theme looked at all boxes at once, and
+  // again after every change of a figure; lighten.py takes that out.)
+  const boxes = [...document.querySelectorAll(":is(pre, div.math, mjx-container, .cell_output > .output, " +
+    ".table-wrapper, .pst-scrollable-table-container, .cell_output table):is(article *)")];
+  const reachable = (some) => {
+    const scrolls = some.map((box) =>
+      box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1);
+    some.forEach((box, i) => {
+      if (scrolls[i]) box.tabIndex = 0;
+      else if (box.tabIndex === 0) box.removeAttribute("tabindex");
+    });
+  };
+  const came = (seen) => seen.filter((one) => one.isIntersecting).map((one) => one.target);
+  const near = new IntersectionObserver((seen) => reachable(came(seen)), { rootMargin: "100%" });
+  const look = () => boxes.forEach((box) => { near.unobserve(box); near.observe(box); });
+  look();
+  addEventListener("resize", look);
+  addEventListener("keydown", () => reachable(boxes), { once: true });
+
+  // A figure that moves is drawn when the reader comes near; all are, before the page is printed, and where
+  // the address names a place on the page, which must not move afterwards.
+  const figures = [...document.querySelectorAll('script[type="text/figure"]')];
+  const start = (waiting) => {
+    const script = document.createElement("script");
+    script.textContent = waiting.textContent;
+    waiting.replaceWith(script);
+  };
+  const scriptOf = (figure) => figures.find((script) => script.previousElementSibling === figure);
+  const closer = new IntersectionObserver((seen) => came(seen).forEach((figure) => {
+    closer.unobserve(figure);
+    const script = scriptOf(figure);
+    if (script) start(script);
+  }), { rootMargin: "200%" });
+  const all = () => figures.filter((script) => script.isConnected).forEach(start);
+  if (location.hash) all();
+  else figures.forEach((script) => closer.observe(script.previousElementSibling));
+  addEventListener("beforeprint", all);
+}

@@ -3,7 +3,8 @@
 The theme and the extensions load eleven style sheets, most of whose rules match nothing here, a dozen
 scripts that hold up the page, and all of Font Awesome (1.5 MB) for some twenty icons. When the last page
 is written, this leaves one style sheet with the rules that match, one deferred script, two icon fonts
-that hold the icons used, and the size of every picture, so that nothing moves when it arrives.
+that hold the icons used, and the size of every picture, so that nothing moves when it arrives. The figures
+that move wait for the reader to come near.
 """
 
 import hashlib
@@ -24,6 +25,11 @@ MATHS = "mathjax.css"  # only for pages with formulas; see prerender_math.py
 SCRIPT = re.compile(r'<script\b[^>]*\bsrc="([^"]+)"[^>]*></script>')
 NOT_LOADED = ("fontawesome.js",)  # its icons come from a font
 ONLY_FOR_SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
+LOOK = re.compile(
+    r"""(function \w+\(\)\{)(?=const \w+=\(\)=>\{document\.querySelectorAll\(\["pre",)"""
+)
+# The script of a figure that moves; custom.js runs it when the reader comes near.
+FIGURE = re.compile(r"(</figure>\s*)<script>(?=\s*\(\(\) => \{\s*const data = )")
 # Roles that docutils gives to references, and that ARIA has given up.
 ROLES = {
     ' role="doc-biblioentry"': "",
@@ -45,11 +51,19 @@ def lighten(app, error) -> None:
     words |= set(re.findall(r"[\w-]+", "\n".join(path.read_text("utf-8") for path in scripts)))
     css = "\n".join(style_of(sheet, site, words) for sheet in sheets)
     css = icon_fonts(css, site)
-    js = ";\n".join(path.read_text("utf-8") for path in scripts)
+    js = without_look(";\n".join(path.read_text("utf-8") for path in scripts))
     style = write(site / "_static" / "book.css", css)
     script = write(site / "_static" / "book.js", re.sub(r"(?m)^//# sourceMappingURL.*$", "", js))
     for path, text in pages.items():
         path.write_text(rewrite(text, path, site, style, script), encoding="utf-8")
+
+
+def without_look(js: str) -> str:
+    """The scripts without the theme's look for boxes that scroll: it lays out the whole page at once."""
+    js, found = LOOK.subn(r"\1return;", js)
+    if found != 1:
+        raise ValueError(f"the theme's look for boxes that scroll is there {found} times, not once")
+    return js
 
 
 def assets(pages: dict[Path, str]) -> tuple[list[Path], list[Path]]:
@@ -183,6 +197,7 @@ def rewrite(text: str, path: Path, site: Path, style: str, script: str) -> str:
     body = SCRIPT.sub("", body)
     for old, new in ROLES.items():
         body = body.replace(old, new)
+    body = FIGURE.sub(r'\1<script type="text/figure">', body)
     return head + found + re.sub(r"<img\b[^>]*>", lambda tag: sized(tag.group(0), path), body)
 
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -16,6 +17,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ASSIGNMENTS = sorted(path.stem for path in (ROOT / "assignments").glob("*.ipynb"))
+# Wrong answers to the parts that train; tests/test_assignments.py tries the others.
+WRONG = {
+    f"{path.stem}-{name}": (path.stem, patch)
+    for path in sorted((ROOT / "tests" / "wrong_answers").glob("*.toml"))
+    for name, patch in tomllib.loads(path.read_text(encoding="utf-8")).items()
+    if "experiment" in patch
+}
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +50,17 @@ def grade(built: Path, submissions: Path, *options: str) -> dict[str, dict[str, 
 
 @pytest.fixture(scope="session")
 def honest(built, tmp_path_factory) -> dict[str, dict[str, str]]:
-    """The table for each assignment's solution and its untouched student version."""
+    """The table for solutions, untouched student versions, and solutions with a wrong experiment."""
     folder = tmp_path_factory.mktemp("honest")
     for name in ASSIGNMENTS:
         for kind, source in (("solved", "autograder"), ("untouched", "student")):
             notebook = (built / name / source / f"{name}.ipynb").read_bytes()
             (folder / f"{kind}-{name}.ipynb").write_bytes(notebook)
+    for case, (name, patch) in WRONG.items():
+        notebook = nbformat.read(built / name / "autograder" / f"{name}.ipynb", as_version=4)
+        [cell] = [c for c in notebook.cells if patch["old"] in c.source]
+        cell.source = cell.source.replace(patch["old"], patch["new"])
+        nbformat.write(notebook, folder / f"{case}.ipynb")
     return grade(built, folder, "--jobs", "2", "--seconds", "1800")
 
 
@@ -63,6 +76,20 @@ def test_the_untouched_version_gets_nothing(name, honest):
     line = honest[f"untouched-{name}"]
     assert line["status"] == "graded" and line["assignment"] == name
     assert line["points"] == "0", line
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_experiment_loses_its_points_with_its_hint(case, honest):
+    name, patch = WRONG[case]
+    line, right = honest[case], honest[f"solved-{name}"]
+    questions = [column for column in right if column.startswith(f"{name}/") and right[column]]
+    lost = {q.split("/")[1]: float(right[q]) - float(line[q]) for q in questions}
+    assert {q: points for q, points in lost.items() if points} == patch["loses"], line["hints"]
+    assert patch["hint"] in line["hints"]
+
+
+def test_every_assignment_has_a_wrong_experiment():
+    assert {name for name, _ in WRONG.values()} == set(ASSIGNMENTS)
 
 
 def test_otter_alone_gives_the_solution_the_same(built, honest, tmp_path):

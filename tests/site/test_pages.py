@@ -1,6 +1,7 @@
 """Checks of the built pages as files: nothing from outside, no dead link, no picture unsaid."""
 
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -13,6 +14,10 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
 PAGES = sorted(p for p in SITE.rglob("*.html") if "_static" not in p.parts)
 CONTENT = [p for p in PAGES if p.relative_to(SITE).parts[0] in ("book", "chapters")]
+
+sys.path.insert(0, str(ROOT / "book" / "tools"))
+NO_PROSE = {"a", "code", "pre", "script", "style", "h1", "h2", "h3", "h4", "mjx-container"}
+OUTPUT = {"cell_output", "taught-in", "reading-time"}
 
 
 @cache
@@ -119,6 +124,33 @@ def test_no_mark_up_is_left_over(path):
     read.cache_clear()  # the page was changed
     left = re.search(r"\{(term|ref|cite|doc|eq)\}`|:::|\]\(\w|\|(—|---)\|", text.get_text())
     assert not left, left.group()
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((SITE / "chapters").rglob("*.html")),
+    ids=lambda path: str(path.relative_to(SITE)),
+)
+def test_a_term_of_the_glossary_is_linked_where_a_page_first_uses_it(path):
+    import first_use
+
+    named = read(SITE / "book" / "glossary.html").find_all("dt", id=re.compile("^term-"))
+    anchors = {tag["id"]: tag.find(string=True).strip() for tag in named}
+    assert len(anchors) > 50
+    uses, linked, missing = first_use.pattern(anchors.values()), set(), {}
+    for text in read(path).find("article").find_all(string=True):
+        around = {tag.name: tag for tag in text.parents}
+        link = around["a"].get("href", "") if "a" in around else ""
+        if "glossary.html#term-" in link:
+            linked.add(anchors[link.partition("#")[2]])
+        elif not around.keys() & NO_PROSE and not any(
+            OUTPUT & set(tag.get("class", [])) for tag in text.parents
+        ):
+            for found in uses.finditer(str(text)):
+                name = first_use.name_of(found.group(), anchors.values())
+                if name not in linked | first_use.BY_HAND:
+                    missing.setdefault(name, str(text)[:80])
+    assert not missing
 
 
 def test_style_sheets_load_nothing_from_another_host():
