@@ -41,6 +41,20 @@ def test_no_folded_answer_and_no_exercise_is_lost(path):
     assert all(len(q.question) > 20 and len(q.answer) > 20 for q in questions)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_exercise_has_a_solution_that_the_gate_runs_and_compares(path):
+    """`make gate` runs the page's cells and compares what they print with what is stored."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "".join("".join(c["source"]) + "\n\n" for c in cells if c["cell_type"] == "markdown")
+    numbered = question_bank.EXERCISE.findall(text.split("## Exercises")[1].split("\n## ")[0])
+    solved = [cell for cell in cells if "solution" in cell["metadata"].get("tags", [])]
+    assert len(solved) == len(numbered) >= 3
+    for cell in solved:
+        marks = set(cell["metadata"]["tags"])
+        assert cell["cell_type"] == "code" and cell["execution_count"] and cell["outputs"]
+        assert not {tag for tag in marks if "nbval" in tag or tag == "raises-exception"}
+
+
 def test_questions_answers_and_exercises():
     cells = [
         *markdown("## Sums\n\nA text.\n\nTake two. **Predict, then run.** What is 1 + 1?"),

@@ -72,3 +72,49 @@ def test_a_report_counts_failures_by_page():
         "chapters/02_lora/page": (3, 3.5, 2),
         "chapters/03/other": (1, 1.0, 0),
     }
+
+
+def test_the_longest_term_is_the_one_that_is_used():
+    tool = load("first_use")
+    terms = ["prefix", "prefix tuning", "full fine-tuning", "McNemar's test", "rank"]
+    found = [
+        tool.name_of(use.group(), terms)
+        for use in tool.pattern(terms).finditer(
+            "Prefix\ntuning and prefixes, full fine-tuning, prefix, McNemar’s test, low-rank, ranks, ranking"
+        )
+    ]
+    assert found == ["prefix tuning", "full fine-tuning", "prefix", "McNemar's test", "rank"]
+
+
+def test_a_first_use_is_linked_once_and_only_in_prose():
+    from types import SimpleNamespace
+
+    from docutils import nodes
+
+    tool = load("first_use")
+    objects = {("term", "rank"): ("book/glossary", "term-rank")}
+    objects[("term", "seed")] = ("book/glossary", "term-seed")
+    app = SimpleNamespace(
+        env=SimpleNamespace(domaindata={"std": {"objects": objects}}),
+        builder=SimpleNamespace(get_relative_uri=lambda page, to: f"../{to}.html"),
+    )
+    code, link = nodes.literal("", "rank"), nodes.reference("", "the seed", refuri="x#term-seed")
+    text = nodes.paragraph(
+        "", "", code, nodes.Text(" of rank 2, rank 3, "), link, nodes.Text(" seed")
+    )
+    page = nodes.section("", nodes.title("", "Rank"), text)
+    tool.link_terms(app, page, "chapters/02_lora/page")
+    made = [node["refuri"] for node in page.findall(nodes.reference)]
+    assert made == ["../book/glossary.html#term-rank", "x#term-seed"]
+    assert text.astext() == "rank of rank 2, rank 3, the seed seed"
+
+
+def test_a_figure_waits_and_the_theme_does_not_look():
+    tool = load("lighten")
+    body = "<figure>\n</figure>\n<script>\n(() => {\nconst data = 1;</script><script>other</script>"
+    waiting = tool.FIGURE.sub(r'\1<script type="text/figure">', body)
+    assert waiting.count("text/figure") == 1 and "<script>other" in waiting
+    look = 'function I(){const e=()=>{document.querySelectorAll(["pre",".x"])}}'
+    assert tool.without_look(look).startswith("function I(){return;const e=")
+    with pytest.raises(ValueError, match="0 times"):
+        tool.without_look("function I(){}")

@@ -26,23 +26,26 @@ NO_PROSE = (
 
 
 def terms_of(app) -> dict[str, tuple[str, str]]:
-    """{term: (page, anchor)}, the longest first: "prefix tuning" is no use of "prefix"."""
+    """{term: (page, anchor)}."""
     objects = app.env.domaindata["std"]["objects"]
-    found = {name: place for (kind, name), place in objects.items() if kind == "term"}
-    return {name: found[name] for name in sorted(found, key=len, reverse=True)}
+    return {name: place for (kind, name), place in objects.items() if kind == "term"}
 
 
 def pattern(terms) -> re.Pattern:
-    """Any of the terms as whole words, in the singular or with an s."""
-    words = "|".join(re.escape(term).replace(r"\ ", r"[\s-]+") for term in terms)
-    return re.compile(rf"(?<![\w-])({words})s?(?![\w-])", re.IGNORECASE)
+    """Any of the terms, the longest that fits, as whole words, in the singular or with an s."""
+    longest_first = sorted(map(plain, terms), key=len, reverse=True)
+    words = "|".join(re.escape(term).replace(r"\ ", r"[\s-]+") for term in longest_first)
+    return re.compile(rf"(?<![\w-])({words})s?(?![\w-])".replace("'", "['’]"), re.IGNORECASE)
+
+
+def plain(text: str) -> str:
+    return re.sub(r"[\s-]+", " ", text.replace("’", "'")).lower()
 
 
 def name_of(text: str, terms) -> str:
     """The term that a match spells."""
-    bare = re.sub(r"[\s-]+", " ", text).lower()
-    spelled = {re.sub(r"[\s-]+", " ", term).lower(): term for term in terms}
-    return spelled.get(bare) or spelled[bare.removesuffix("s")]
+    spelled = {plain(term): term for term in terms}
+    return spelled.get(plain(text)) or spelled[plain(text).removesuffix("s")]
 
 
 def prose(doctree) -> Iterator[nodes.Text | nodes.reference]:
