@@ -54,7 +54,7 @@ grade: $(STAMP)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=fold
 	@test -n '$(SUBMISSIONS)' || { echo "which folder? make grade SUBMISSIONS=folder"; exit 1; }
 	@ls _build/assignments/*/assignment.json > /dev/null 2>&1 || $(MAKE) --no-print-directory assignments
 	$(BIN)/python assignments/grade.py '$(SUBMISSIONS)' --assignment '$(ASSIGNMENT)' \
-	    $(if $(GRADES),--out "$(GRADES)") $(if $(LIMIT),--seconds $(LIMIT)) $(if $(JOBS),--jobs $(JOBS)) \
+	    $(if $(GRADES),--out "$(GRADES)") $(if $(LIMIT),--seconds $(LIMIT)) $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) \
 	    $(if $(ISOLATION),--isolation $(ISOLATION))
 
 test-assignments: $(STAMP)  ## build and grade as course staff do, with hostile submissions too

@@ -7,6 +7,8 @@ and grades as course staff do.
 import ast
 import copy
 import json
+import shlex
+import subprocess
 import sys
 import tomllib
 import types
@@ -302,6 +304,17 @@ def test_the_guide_tells_the_points(packages):
         number, title = package.title.removeprefix("Assignment ").split(": ")
         row = next(line for line in guide.splitlines() if line.startswith(f"| {number}. {title} "))
         assert f"| {points:g}, and {to_read:g} to read |" in row
+
+
+@pytest.mark.parametrize("jobs, passed", [([], []), (["JOBS=4"], ["--jobs", "4"])])
+def test_make_grade_says_what_the_grader_understands(jobs, passed, tmp_path):
+    """The tests' own default for JOBS is none of the grader's."""
+    command = ["make", "-n", "-o", str(ROOT / ".venv" / ".installed"), "grade"]
+    given = [f"SUBMISSIONS={tmp_path}", *jobs]
+    shown = subprocess.run([*command, *given], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    words = shlex.split(shown.stdout.split("assignments/grade.py", 1)[1].replace("\\\n", " "))
+    assert words[0] == str(tmp_path) and words[3:] == passed
 
 
 # --- what keeps a submission from deceiving the grader --------------------------------------------
