@@ -1,6 +1,6 @@
 """The grid of page 4.1: how a soft prompt begins, how long it is, and its learning rate.
 
-    python -m pedagogic_peft.experiments.prompt_grid    # runs what is missing, 3 minutes in all
+    python -m pedagogic_peft.experiments.prompt_grid    # runs what is missing, 5 minutes in all
 
 The task is a style that pocket-gpt's pretraining held, but seldom: every sentence ends in "so they
 say". Seed 0 tries the learning rates; the one with the best validation score is run on two seeds more.
@@ -21,7 +21,7 @@ from pedagogic_peft.sites import sites
 
 RESULTS = Path(__file__).with_name("prompt_grid.jsonl")
 STYLE, TEXT = "tale", "leo was happy , so they say ."  # eight words
-SEEDS, RATES = (0, 1, 2), (0.03, 0.1, 0.3)
+SEEDS, RATES = (0, 1, 2), (0.01, 0.03, 0.1, 0.3, 1.0)
 SETTINGS: dict[str, Any] = {"steps": 60, "batch_size": 16, "progress": False}
 
 
@@ -69,11 +69,9 @@ def run(init: str, n: int, lr: float, seed: int) -> Cell:
 
 def search() -> list[Cell]:
     """Return the cells that choose the rates: four ways to begin, then other lengths."""
-    kinds: list[tuple[str, int, tuple[float, ...]]] = [
-        (init, 8, RATES) for init in ("wrong scale", "random", "vocab", "text")
-    ]
-    kinds += [("vocab", n, RATES[:2]) for n in (1, 4, 16)]
-    return [{"init": init, "n": n, "lr": lr, "seed": 0} for init, n, rates in kinds for lr in rates]
+    kinds = [(init, 8) for init in ("wrong scale", "random", "vocab", "text")]
+    kinds += [("vocab", n) for n in (1, 4, 16)]
+    return [{"init": init, "n": n, "lr": lr, "seed": 0} for init, n in kinds for lr in RATES]
 
 
 def best(records: list[Cell], init: str, n: int) -> Cell:
