@@ -25,7 +25,6 @@ class Decomposed(nn.Module):
     scaling: float
     delta_weight: Any  # of the other parent
     _factors: Any  # of the subclass
-    together = None  # each row's delta works alone
     _base: tuple[Any]  # in a tuple, so that it is no child of the delta
 
     def measure(self, base: nn.Module) -> None:

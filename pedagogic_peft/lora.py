@@ -47,6 +47,8 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Linear(r, d_out, bias=False)  # B: (d_out, r)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.scaling = alpha / (math.sqrt(r) if rslora else r)
+        # Equal where `for_rows` can serve several; what a subclass computes is something else.
+        self.together = (r, dropout) if type(self) is LoRALinear else None
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
@@ -55,11 +57,6 @@ class LoRALinear(nn.Module):
         A, B = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
         h = F.linear(self.dropout(x), A)  # (..., d_in) -> (..., r)
         return y + F.linear(self.scaling * h, B)  # (..., r) -> (..., d_out)
-
-    @property
-    def together(self) -> Any:
-        """What is equal in deltas that `for_rows` can join."""
-        return self.lora_A.weight.shape, getattr(self.dropout, "p", 0)
 
     @staticmethod
     def for_rows(deltas: Sequence["LoRALinear"]) -> Callable[[Tensor, Tensor], Tensor]:

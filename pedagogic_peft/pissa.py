@@ -34,7 +34,6 @@ class PiSSALinear(LoRALinear):
         d_in, d_out, r, alpha, dropout, use_rslora: as in `LoRALinear`.
     """
 
-    together = None  # each row's delta works alone
     A0: Tensor
     B0: Tensor
 

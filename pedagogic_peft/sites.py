@@ -139,17 +139,17 @@ class Site(Place):
     def groups(self, rows: Sequence[str | None], entries: Tensor) -> list[tuple[Any, Tensor]]:
         """Return each delta with the entries of the batch it works on; ``entries``: (rows, each).
 
-        Different deltas that are alike (``together``) are joined to one by ``for_rows``.
+        Different deltas that are alike (``together``, if they have it) are one, by ``for_rows``.
         """
+        deltas: dict[Any, Any] = dict(self.deltas.items())  # faster to ask, once for each row
         found: dict[Any, list[int]] = {}
-        for i, name in enumerate(rows):
-            if name is not None and name in self.deltas:
-                delta: Any = self.deltas[name]
+        for i, delta in enumerate(map(deltas.get, rows)):
+            if delta is not None:
                 found.setdefault(getattr(delta, "together", None) or delta, []).append(i)
         groups = []
         for here in found.values():
-            deltas: list[Any] = [self.deltas[str(rows[i])] for i in here]
-            delta = deltas[0].for_rows(deltas) if len(set(deltas)) > 1 else deltas[0]
+            each = [deltas[rows[i]] for i in here]
+            delta = each[0].for_rows(each) if len(set(each)) > 1 else each[0]
             groups.append((delta, entries[here].flatten()))
         return groups
 
