@@ -167,16 +167,20 @@ def test_what_it_shows_of_the_library_is_the_library(code):
             source = textwrap.dedent(
                 inspect.getsource(getattr(importlib.import_module(module), name))
             )
-            shown, real = definition(cell["source"], name), definition(source, name)
+            left_out = cell["metadata"].get("without", [])  # methods that another page shows
+            shown, real = definition(cell["source"], name), definition(source, name, left_out)
             assert shown == real, (
                 f"{name_of(cell)} and {dotted} differ:\n{shown}\n--- library:\n{real}"
             )
 
 
-def definition(source: str, name: str) -> str:
-    """Return the class or function as bare statements: no comments, no docstrings."""
+def definition(source: str, name: str, left_out: list[str] | tuple[str, ...] = ()) -> str:
+    """Return the class or function as bare statements: no comments, docstrings or ``left_out`` methods."""
     for node in ast.parse(source).body:
         if getattr(node, "name", None) == name:
+            methods = [getattr(part, "name", None) for part in node.body]
+            assert set(left_out) <= set(methods), f"{name} has no {left_out}"
+            node.body = [p for p, m in zip(node.body, methods, strict=True) if m not in left_out]
             return ast.unparse(_bare(node))
     raise AssertionError(f"no definition of {name}")
 
