@@ -1,9 +1,9 @@
 """The grid of page 4.2: a prefix trained directly, and one that a network makes.
 
-    python -m pedagogic_peft.experiments.prefix_grid    # runs what is missing, a minute in all
+    python -m pedagogic_peft.experiments.prefix_grid    # runs what is missing, two minutes in all
 
-The task, the examples and the search are those of `prompt_grid`: seed 0 tries three learning rates,
-and the best of them by the validation score is run on two seeds more.
+The task, the examples and the search are those of `prompt_grid`: seed 0 tries four or five learning
+rates, and the best of them by the validation score is run on two seeds more.
 """
 
 import copy
@@ -18,8 +18,8 @@ from pedagogic_peft.experiments.store import Cell, read, run_missing
 RESULTS = Path(__file__).with_name("prefix_grid.jsonl")
 N = 8  # virtual tokens
 KINDS = {  # the method and its learning rates; Adam needs small ones for the network's weights
-    "direct": (PrefixTuning(N), (0.1, 0.3, 1.0)),
-    "network": (PrefixTuning(N, prefix_projection=True), (1e-3, 3e-3, 1e-2)),
+    "direct": (PrefixTuning(N), (0.1, 0.3, 1.0, 3.0, 10.0)),
+    "network": (PrefixTuning(N, prefix_projection=True), (1e-3, 3e-3, 1e-2, 3e-2)),
 }
 
 
