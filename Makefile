@@ -15,6 +15,7 @@ PORT ?= 8000
 REPORT ?= _build/reports/notebooks.xml
 JOBS ?= auto
 FAULTS ?= 50
+INPUTS ?= 100000
 
 # The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels of
 # torch and MKL also where the processor has wider ones (100 training steps carry a last digit far).
@@ -33,7 +34,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport MPLBACKEND
 export CHAPTERS
 
-.PHONY: help setup assignments grade test-assignments test faults gate book check-site publish serve run lint address ebook links audit screenshot clean distclean
+.PHONY: help setup assignments grade test-assignments test faults fuzz gate book check-site publish serve run lint address ebook links audit screenshot clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -67,6 +68,9 @@ test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict),
 
 faults: $(STAMP)  ## kill training, saving and sweeps at 50 random moments each (FAULTS=50)
 	FAULTS=$(FAULTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/faults
+
+fuzz: $(STAMP)  ## load hostile checkpoints (INPUTS=100000), counted as they pass
+	$(BIN)/python -W ignore tests/fuzz/__main__.py --inputs $(INPUTS)
 
 # The gate every notebook passes before it is published. CHAPTERS=FOLDER judges another folder.
 gate:

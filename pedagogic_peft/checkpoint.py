@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pedagogic_peft.adaptation import adaptations_of, check_can_attach, install, one_adaptation
 from pedagogic_peft.files import remove_leftovers
 from pedagogic_peft.method import Method
-from pedagogic_peft.peft_format import Config, Tensors, some
+from pedagogic_peft.peft_format import Bounded, Config, Tensors, some
 from pedagogic_peft.sites import deltas_of, sites
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -101,8 +101,9 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
     try:
         kind = Method.CLASSES[config["peft_type"]]
         kind = next((k for k in kind.__subclasses__() if config.get(k.SWITCH)), kind)
-        method, deltas = kind.from_peft(model, config, tensors)
-    except (ValueError, TypeError, KeyError) as error:
+        with Bounded(model, tensors):
+            method, deltas = kind.from_peft(model, config, tensors)
+    except Exception as error:  # a stranger's numbers can fail anywhere
         raise ValueError(f"{config_file.parent}: {error}") from error
     return install(model, method, name, deltas)
 

@@ -15,7 +15,7 @@ from torch import nn
 from pedagogic_peft.adaptation import check_can_attach, install
 from pedagogic_peft.architectures import model_type, modules_in_role, roles_of
 from pedagogic_peft.bottleneck import BottleneckAdapter, Tap
-from pedagogic_peft.peft_format import TABLE, Config, Deltas, Tensors, check_options, fill
+from pedagogic_peft.peft_format import TABLE, Bounded, Config, Deltas, Tensors, check_options, fill
 from pedagogic_peft.sites import layer_of
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "distilbert", "gpt2")
@@ -52,9 +52,10 @@ def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -
     config, tensors = _read(folder)
     try:
         method = _method(model, config)
-        deltas = method.build(model)
+        with Bounded(model, tensors):
+            deltas = method.build(model)
         fill(deltas, _our_names(model, deltas, tensors, config.get("name")))
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # a stranger's numbers can fail anywhere
         raise ValueError(f"{folder}: {error}") from error
     return install(model, method, name, deltas)
 

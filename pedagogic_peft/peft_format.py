@@ -4,6 +4,7 @@ A checkpoint is a configuration (a dict) and tensors. A tensor's name is ``base_
 the module>.<name in the delta>``; a module trained in full keeps its own names below that prefix.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pedagogic_peft import checks
 from pedagogic_peft.sites import base_modules
@@ -47,6 +49,27 @@ def check_options(config: Config, known: Iterable[str]) -> None:
         if config[key] not in TABLE["off"].get(key, OFF):
             what = f"{kind}: {key}={config[key]!r}"
             raise ValueError(f"{what} is a feature that is not supported here")
+
+
+class Bounded(TorchDispatchMode):
+    """Within it, no tensor can be made that has more numbers than the model and the file together.
+
+    A hyper-parameter of a checkpoint could otherwise ask for any amount of memory.
+    """
+
+    def __init__(self, model: nn.Module, tensors: Tensors):
+        super().__init__()  # type: ignore[no-untyped-call]
+        held = [*model.parameters(), *tensors.values()]
+        self.most = sum(tensor.numel() for tensor in held if isinstance(tensor, Tensor))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Check the size that a function that makes a tensor is called with."""
+        size = args[0] if args and isinstance(args[0], list | tuple) else ()
+        if all(isinstance(n, int) for n in size) and math.prod(size) > self.most:
+            raise ValueError(
+                f"A tensor of {list(size)} would be larger than the model and the file"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 def exported(delta: Any) -> dict[str, Tensor]:
@@ -142,12 +165,19 @@ def _targets_of(config: Config, model: nn.Module, can_adapt: Test) -> set[str]:
     if layers not in (None, []) and not isinstance(targets, str):
         # PEFT counts layers by the first number that follows one of these names.
         one = names if isinstance(names, str) else "|".join(names)
-        numbers = {p: re.match(rf"(?:.*?\.)?(?:{one})\.(\d+)\.", p) for p in paths}
+        checks.regex("layers_pattern", one)
         wanted = {layers} if isinstance(layers, int) else set(layers)
-        paths = [path for path, match in numbers.items() if match and int(match[1]) in wanted]
+        paths = [path for path in paths if _layer(one, path) in wanted]
     not_these = [config.get(key) or [] for key in ("exclude_modules", "modules_to_save")]
     left_out = [path for path in modules if any(is_named(names, path) for names in not_these)]
     return {path for path in paths if not inside(path, left_out)}
+
+
+def _layer(names: str, path: str) -> int | None:
+    """Return the first number of a path that follows one of these names."""
+    numbers = [n for n in re.finditer(r"\.(\d+)(?=\.)", path)]
+    found = (n for n in numbers if is_named(rf"(?:.*?\.)?(?:{names})", path[: n.start()]))
+    return next((int(n[1]) for n in found), None)
 
 
 def some(names: Iterable[str]) -> str:

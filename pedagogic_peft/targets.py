@@ -5,7 +5,6 @@ also when the others match: a typing mistake must not silently adapt less than w
 """
 
 import difflib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -48,8 +47,22 @@ def sizes(module: Any) -> tuple[int, int]:
 def is_named(names: str | Iterable[str], path: str) -> bool:
     """Tell whether names (ends of paths), or a regular expression for the whole, mean this path."""
     if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
+        return fullmatch(names, path)
     return any(path == name or path.endswith("." + name) for name in names)
+
+
+def fullmatch(pattern: str, path: str) -> bool:
+    """Tell whether a regular expression, which may come from a stranger's file, means this path.
+
+    Raises:
+        ValueError: it takes longer than a second, as `(.|.)*!` may.
+    """
+    import regex  # unlike re, it can be given a time
+
+    try:
+        return regex.fullmatch(pattern, path, timeout=1) is not None
+    except (TimeoutError, regex.error) as error:
+        raise ValueError(f"The regular expression {pattern!r} at {path!r}: {error}") from None
 
 
 def inside(path: str, outer: Iterable[str]) -> bool:

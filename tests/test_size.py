@@ -47,7 +47,7 @@ def test_the_count_leaves_out_comments_docstrings_and_blank_lines():
 
 def test_the_library_can_be_read_in_an_evening():
     counts = {path.name: len(lines_of_code(path.read_text("utf-8"))) for path in LIBRARY}
-    assert sum(counts.values()) <= 2_415, counts
+    assert sum(counts.values()) <= 2_440, counts
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)

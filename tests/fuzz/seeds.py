@@ -1,0 +1,94 @@
+"""Valid checkpoints of every kind, small, as bytes: what the fuzzer begins with."""
+
+import json
+import struct
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from methods import CASES
+from models import build
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+import pedagogic_peft as pp
+
+HUB = Path(__file__).parents[1] / "fixtures" / "adapterhub"
+MORE = {
+    "LoRA with a head": ("bert", pp.LoRA(r=2, modules_to_save=["classifier"])),
+    "LoRA by patterns": (
+        "gpt2",
+        pp.LoRA(
+            r=2,
+            target_modules=["c_attn", "c_proj"],
+            rank_pattern={"h.0.attn.c_attn": 3},
+            alpha_pattern={"c_proj": 7},
+        ),
+    ),
+    "LoRA on an embedding": ("llama", pp.LoRA(r=2, target_modules=["embed_tokens", "q_proj"])),
+    "VeRA from its seed": ("gpt2", pp.VeRA(r=4, save_projection=False)),
+    "prompt tuning, encoder-decoder": ("t5", pp.PromptTuning(num_virtual_tokens=3)),
+    "LSTM": ("gpt2", pp.PTuning(num_virtual_tokens=3, encoder_reparameterization_type="LSTM")),
+}
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A checkpoint: its configuration, the header of its tensors' file and their bytes."""
+
+    model: Callable[[], nn.Module]
+    load: Callable[..., nn.Module]
+    files: tuple[str, str]
+    config: Any
+    header: dict[str, Any]
+    data: bytes
+
+
+def split(file: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header of a safetensors file and what follows it."""
+    (size,) = struct.unpack("<Q", file[:8])
+    return json.loads(file[8 : 8 + size]), file[8 + size :]
+
+
+def join(header: Any, data: bytes) -> bytes:
+    """Return a safetensors file."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@cache
+def seeds() -> dict[str, Seed]:
+    """Return ``{name: checkpoint}``."""
+    own = {name: ("gpt2", case.method) for name, case in CASES.items()}
+    own["LLaMA-Adapter"] = ("llama", CASES["LLaMA-Adapter"].method)
+    found = {name: _saved(*pair) for name, pair in (own | MORE).items()}
+    for kind in ("seq_bn", "double_seq_bn", "par_bn"):
+        found[f"AdapterHub {kind}"] = _of_the_hub(HUB / "bert" / kind)
+    return found
+
+
+def _saved(name: str, method: Any) -> Seed:
+    with tempfile.TemporaryDirectory() as folder:
+        pp.save(pp.attach(build(name), method), folder)
+        files = ("adapter_config.json", "adapter_model.safetensors")
+        config, tensors = (Path(folder, file).read_bytes() for file in files)
+    header, data = split(tensors)
+    return Seed(lambda: build(name), pp.load, files, json.loads(config), header, data)
+
+
+def _of_the_hub(folder: Path) -> Seed:
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return AutoModel.from_config(AutoConfig.from_pretrained(HUB / "bert" / "base")).eval()
+
+    config = json.loads((folder / "adapter_config.json").read_text())
+    [file] = (f for f in folder.iterdir() if f.name != "adapter_config.json")
+    header, data = {}, file.read_bytes()  # a pickle has no header
+    if file.suffix == ".safetensors":
+        header, data = split(data)
+    files = ("adapter_config.json", file.name)
+    return Seed(model, pp.load_adapterhub, files, config, header, data)
