@@ -34,18 +34,27 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport MPLBACKEND
 export CHAPTERS
 
-.PHONY: help setup assignments grade test-assignments test faults fuzz gate book check-site publish serve run lint address ebook links audit screenshot clean distclean
+.PHONY: help setup assignments grade test-assignments test faults fuzz gate book check-site publish serve run lint address \
+    ebook links audit screenshot lock vulnerabilities sbom reproducible coverage clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
 
 setup: $(STAMP)  ## create .venv with the pinned dependencies
 
-$(STAMP): pyproject.toml constraints.txt
+# With LOCKED=1 (Linux, x86-64, Python 3.11) only files with the hashes of requirements.lock are installed.
+ifdef LOCKED
+INSTALL := --require-hashes -r requirements.lock && \
+    $(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+else
+INSTALL := -c constraints.txt -e '.[dev]'
+endif
+
+$(STAMP): pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
 	touch $@
 
 assignments: $(STAMP)  ## build student versions and autograder packages (ASSIGNMENT=lora for one)
@@ -116,6 +125,25 @@ links: $(STAMP)  ## ask every outside link of the book whether it still leads so
 
 audit: $(STAMP)  ## measure some built pages with Lighthouse (needs node and Chromium)
 	$(BIN)/python book/tools/audit.py
+
+lock:  ## pin everything that pyproject.toml asks for, with hashes, in requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev -c constraints.txt --generate-hashes --no-header \
+	    --python-version 3.11.9 --python-platform x86_64-manylinux_2_28 --upgrade -q -o requirements.lock
+
+vulnerabilities: $(STAMP)  ## ask PyPI for known vulnerabilities of what requirements.lock names
+	$(BIN)/pip-audit --strict -r requirements.lock --disable-pip --no-deps --progress-spinner off
+
+sbom: $(STAMP)  ## write a bill of materials (CycloneDX) of requirements.lock
+	@mkdir -p _build
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
+	    --of JSON -o _build/sbom.cdx.json
+
+reproducible: $(STAMP)  ## build the site twice and compare every byte
+	$(BIN)/python book/tools/reproducible.py
+
+coverage: $(STAMP)  ## branch coverage of the library by its own tests; fails below 95 %
+	$(BIN)/python -m pytest -q --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 tests \
+	    --ignore=tests/site --ignore=tests/grading --ignore=tests/test_notebooks.py
 
 screenshot: $(STAMP)  ## take the README's picture of a page from the built site
 	$(BIN)/python book/tools/screenshot.py
