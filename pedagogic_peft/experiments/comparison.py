@@ -2,6 +2,8 @@
 
     python -m pedagogic_peft.experiments.comparison    # runs what is missing, about an hour in all
 
+`VARIANTS` has two of the tasks again, with few examples and with a longer training, each searched anew.
+
 **The search is the same for all.** A method starts with three learning rates of `GRID`, whose steps
 are factors of about 3, and one seed. While the best of them, by the loss on validation data, has a
 neighbour that was not tried, that neighbour is tried, up to `MOST_RATES` rates. The best rate is then
@@ -13,7 +15,7 @@ run with two more seeds. A seed decides the training examples, their order and t
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -47,9 +49,9 @@ from pedagogic_peft.training import pad_collate
 
 RESULTS = Path(__file__).with_name("comparison.jsonl")
 SEEDS = (0, 1, 2)
-GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, 100.0)
 MOST_RATES = 6
-MANY = 1000  # training examples
+MANY, FEW = 1000, 32  # training examples
 TRAINING, VALIDATION, TEST = 100, 10_001, 20_001  # the seeds of the examples; runs add their own
 
 # --- the methods --------------------------------------------------------------------------------
@@ -117,6 +119,7 @@ class Task:
         steps, batch_size: how long every method trains.
         held_out: the number of validation examples, half that of test examples (but for images).
         chance: the score of a guess, where there is one.
+        n: the number of training examples.
     """
 
     base: str
@@ -127,6 +130,7 @@ class Task:
     batch_size: int
     held_out: int
     chance: float | None = None
+    n: int = MANY
 
 
 def short_reviews(n: int, seed: int) -> list[Example]:
@@ -196,6 +200,13 @@ TASKS = {
     "translation": Task("pocket-gpt", tasks.translation, words_right, SHARE, 60, 8, 60),
     "style": Task("pocket-gpt", TALES, in_tale_style, SHARE, 20, 4, 12),
 }
+VARIANTS = {
+    "vision, few": replace(TASKS["vision"], n=FEW),
+    "sentiment, few": replace(TASKS["sentiment"], n=FEW),
+    "vision, long": replace(TASKS["vision"], steps=240),
+    "sentiment, long": replace(TASKS["sentiment"], steps=200),
+}
+ALL = TASKS | VARIANTS
 
 
 @cache
@@ -208,13 +219,13 @@ def load(base: str) -> tuple[Any, Any]:
 @cache
 def held_out(task: str, seed: int) -> list[Any]:
     """Return the validation or the test set of a task."""
-    n = TASKS[task].held_out
-    return TASKS[task].draw(n if seed == VALIDATION else 2 * n, seed)
+    n = ALL[task].held_out
+    return ALL[task].draw(n if seed == VALIDATION else 2 * n, seed)
 
 
 def score(task: str, model: Any, examples: list[Any]) -> float:
     """Return how well the model does on these examples: the greater, the better."""
-    the = TASKS[task]
+    the = ALL[task]
     tokenizer = load(the.base)[1]
     return (
         the.score(model, examples) if tokenizer is None else the.score(model, tokenizer, examples)
@@ -249,7 +260,7 @@ def run(task: str, method: str, rate: float, seed: int, n: int) -> Cell:
 
     A training whose loss stopped being finite has None for all of them.
     """
-    the = TASKS[task]
+    the = ALL[task]
     model = load(the.base)[0] if method == "frozen" else prepare(the.base, method, seed)
     if method != "frozen":
         try:
@@ -266,7 +277,7 @@ def run(task: str, method: str, rate: float, seed: int, n: int) -> Cell:
 
 def fit(model: Any, task: str, method: str, rate: float, seed: int, n: int) -> None:
     """Train a prepared model."""
-    the = TASKS[task]
+    the = ALL[task]
     examples = the.draw(n, TRAINING + seed)
     if the.base == "pocket-gpt":
         examples = tasks.encode(load(the.base)[1], examples)
@@ -282,12 +293,12 @@ def fit(model: Any, task: str, method: str, rate: float, seed: int, n: int) -> N
 
 def meaningful(method: str, task: str) -> bool:
     """Tell whether the method has a meaning for the task's base model."""
-    return (method, TASKS[task].base) not in NO_MEANING
+    return (method, ALL[task].base) not in NO_MEANING
 
 
 def runs(records: Sequence[Cell], task: str, method: str, **more: Any) -> list[Cell]:
-    """Return the records of a method on a task, trained on ``n=MANY`` examples if n is not named."""
-    wanted = {"task": task, "method": method, "n": MANY} | more
+    """Return the records of a method on a task."""
+    wanted = {"task": task, "method": method} | more
     return [r for r in records if wanted.items() <= r.items()]
 
 
@@ -315,9 +326,9 @@ def next_rates(records: Sequence[Cell], task: str, method: str) -> list[float]:
     return beside if len(tried) < MOST_RATES else []
 
 
-def cell(task: str, method: str, rate: float, seed: int, n: int = MANY) -> Cell:
+def cell(task: str, method: str, rate: float, seed: int) -> Cell:
     """Return the arguments of `run` as a record."""
-    return {"task": task, "method": method, "rate": rate, "seed": seed, "n": n}
+    return {"task": task, "method": method, "rate": rate, "seed": seed, "n": ALL[task].n}
 
 
 def stages(records: Sequence[Cell]) -> list[list[Cell]]:
@@ -325,8 +336,8 @@ def stages(records: Sequence[Cell]) -> list[list[Cell]]:
 
     For each task first the search, then the seeds.
     """
-    found = [[cell(task, "frozen", 0.0, 0) for task in TASKS]]
-    for task in TASKS:
+    found = [[cell(task, "frozen", 0.0, 0) for task in ALL]]
+    for task in ALL:
         search, seeds = [], []
         for method in METHODS:
             if not meaningful(method, task):
@@ -340,20 +351,10 @@ def stages(records: Sequence[Cell]) -> list[list[Cell]]:
     return found
 
 
-def searched(records: Sequence[Cell]) -> list[str]:
-    """Return the tasks for which the search is over, for every method."""
-    over = [
-        all(not next_rates(records, task, m) for m in METHODS if meaningful(m, task))
-        for task in TASKS
-    ]
-    return [task for task, is_over in zip(TASKS, over, strict=True) if is_over]
-
-
 def finished(records: Sequence[Cell]) -> list[str]:
-    """Return the tasks for which every seed is stored, too, for every method."""
-    wanted = [each for stage in stages(records) for each in stage]
-    left = {each["task"] for each in without(wanted, records)}
-    return [task for task in searched(records) if task not in left]
+    """Return the tasks of which nothing is missing: searched for every method, every seed stored."""
+    left = {each["task"] for stage in stages(records) for each in without(stage, records)}
+    return [task for task in ALL if task not in left]
 
 
 def missing(records: Sequence[Cell]) -> list[Cell]:
