@@ -72,21 +72,25 @@ def test_a_method_without_meaning_is_one_that_the_library_refuses(method, base):
         assert any(p.requires_grad for p in model.parameters())
 
 
-def test_what_counts_as_finished_is_stored_with_every_seed():
+def test_nothing_of_the_bench_is_missing():
     records = store.read(comparison.RESULTS)
     keys = [tuple(r[k] for k in ("task", "method", "rate", "seed", "n")) for r in records]
     assert len(set(keys)) == len(keys)
     assert all(
         {"date", "torch", "machine", "val_loss", "test", "kept"} <= r.keys() for r in records
     )
-    finished = comparison.finished(records)
-    assert {"vision"} <= set(finished) <= set(comparison.searched(records))
-    for task in finished:
+    assert comparison.finished(records) == list(comparison.ALL)
+    for task in comparison.ALL:
         for method in (m for m in comparison.METHODS if comparison.meaningful(m, task)):
             seeds = [r["seed"] for r in comparison.chosen(records, task, method)]
-            assert sorted(seeds) == [0, 1, 2]
+            assert sorted(seeds) == list(comparison.ALL[task].seeds)
     one = comparison.chosen(records, "vision", "LoRA")[2]
     assert "vision" not in comparison.finished([r for r in records if r != one])
+
+
+def test_a_variant_with_a_shorter_search_stops_there():
+    records = [record(rate, -rate) | {"task": "vision, long"} for rate in (3e-3, 1e-2, 3e-2)]
+    assert comparison.next_rates(records, "vision, long", "LoRA") == []
 
 
 def test_a_run_again_is_what_was_stored():

@@ -2,7 +2,8 @@
 
     python -m pedagogic_peft.experiments.comparison    # runs what is missing, about an hour in all
 
-`VARIANTS` has two of the tasks again, with few examples and with a longer training, each searched anew.
+`VARIANTS` has two of the tasks again with few examples, and one with a longer training, for which three
+rates and one seed have to do.
 
 **The search is the same for all.** A method starts with three learning rates of `GRID`, whose steps
 are factors of about 3, and one seed. While the best of them, by the loss on validation data, has a
@@ -120,6 +121,7 @@ class Task:
         held_out: the number of validation examples, half that of test examples (but for images).
         chance: the score of a guess, where there is one.
         n: the number of training examples.
+        most_rates, seeds: how far the search goes, and the seeds of the best rate.
     """
 
     base: str
@@ -131,6 +133,8 @@ class Task:
     held_out: int
     chance: float | None = None
     n: int = MANY
+    most_rates: int = MOST_RATES
+    seeds: tuple[int, ...] = SEEDS
 
 
 def short_reviews(n: int, seed: int) -> list[Example]:
@@ -203,8 +207,7 @@ TASKS = {
 VARIANTS = {
     "vision, few": replace(TASKS["vision"], n=FEW),
     "sentiment, few": replace(TASKS["sentiment"], n=FEW),
-    "vision, long": replace(TASKS["vision"], steps=240),
-    "sentiment, long": replace(TASKS["sentiment"], steps=200),
+    "vision, long": replace(TASKS["vision"], steps=240, most_rates=3, seeds=(0,)),
 }
 ALL = TASKS | VARIANTS
 
@@ -323,7 +326,7 @@ def next_rates(records: Sequence[Cell], task: str, method: str) -> list[float]:
         return first
     best = GRID.index(best_rate(records, task, method))
     beside = [rate for rate in GRID[max(best - 1, 0) : best + 2] if rate not in tried]
-    return beside if len(tried) < MOST_RATES else []
+    return beside if len(tried) < ALL[task].most_rates else []
 
 
 def cell(task: str, method: str, rate: float, seed: int) -> Cell:
@@ -346,7 +349,7 @@ def stages(records: Sequence[Cell]) -> list[list[Cell]]:
                 search += [cell(task, method, rate, 0) for rate in rates]
                 continue
             rate = best_rate(records, task, method)
-            seeds += [cell(task, method, rate, seed) for seed in SEEDS]
+            seeds += [cell(task, method, rate, seed) for seed in ALL[task].seeds]
         found += [search, seeds]
     return found
 

@@ -23,8 +23,10 @@ from pedagogic_peft import (
     load_base,
     train,
 )
-from pedagogic_peft.experiments.store import Cell, run_missing
+from pedagogic_peft.experiments import store
+from pedagogic_peft.experiments.store import Cell
 from pedagogic_peft.pocket import tasks
+from pedagogic_peft.pocket.lessons import lesson
 
 RESULTS = Path(__file__).with_name("tuning.jsonl")
 STEPS, BATCH_SIZE = 60, 16
@@ -51,32 +53,36 @@ PARTS: dict[str, tuple[Callable[[int], Any], tuple[int, ...], tuple[float, ...]]
 
 
 @cache
-def material() -> tuple[Any, Any, list[Any], list[tasks.Example]]:
+def material(base: str = "pocket-gpt") -> tuple[Any, Any, list[Any], list[tasks.Example]]:
     """Return the base, its tokenizer, the training data and the validation reviews."""
     torch.set_num_threads(1)
-    base, tokenizer = load_base("pocket-gpt")
-    short = [e for e in tasks.sentiment(2000, seed=1) if len(e.prompt.split()) <= 16]
-    return base, tokenizer, tasks.encode(tokenizer, short), tasks.sentiment(250, seed=3)
+    model, tokenizer = load_base(base)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    reviews = lesson(base).sentiment
+    short = [e for e in reviews(2000, seed=1) if len(e.prompt.split()) <= 16]
+    held_out = reviews(250, seed=3, split="validation")
+    return model, tokenizer, tasks.encode(tokenizer, short), held_out
 
 
-def run(part: str, size: int, lr: float, seed: int) -> Cell:
+def run(part: str, size: int, lr: float, seed: int, base: str = "pocket-gpt") -> Cell:
     """Train one cell and measure it."""
-    base, tokenizer, data, reviews = material()
+    frozen, tokenizer, data, reviews = material(base)
     torch.manual_seed(seed)
-    model = attach(copy.deepcopy(base), PARTS[part][0](size))
+    model = attach(copy.deepcopy(frozen), PARTS[part][0](size))
     data = data[: size if part == "examples" else MANY]
     train(model, data, steps=STEPS, batch_size=BATCH_SIZE, lr=lr, seed=seed, progress=False)
     return {
-        "accuracy": tasks.word_accuracy(model, tokenizer, reviews, ["frowned", "smiled"]),
+        "accuracy": tasks.word_accuracy(model, tokenizer, reviews, lesson(base).labels),
         "loss": round(tasks.loss_per_token(model, tokenizer, reviews), 4),
         "trainable": count_parameters(model).trainable,
     }
 
 
-def cells() -> list[Cell]:
-    """Return every cell of the grids."""
+def cells(base: str = "pocket-gpt") -> list[Cell]:
+    """Return every cell of the grids. Another base's rates are smaller in one proportion."""
+    factor = lesson(base).lr_lora / lesson("pocket-gpt").lr_lora
     return [
-        {"part": part, "size": size, "lr": lr, "seed": seed}
+        {"part": part, "size": size, "lr": factor * lr, "seed": seed}
         for part, (_, sizes, rates) in PARTS.items()
         for size in sizes
         for lr in rates
@@ -84,5 +90,10 @@ def cells() -> list[Cell]:
     ]
 
 
+def results(base: str = "pocket-gpt") -> list[Cell]:
+    """Return the grids' records for a base; see `store.results`."""
+    return store.results(RESULTS, base, cells, run)
+
+
 if __name__ == "__main__":
-    run_missing(cells(), run, RESULTS)
+    store.run_missing(cells(), run, RESULTS)
