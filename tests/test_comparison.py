@@ -1,5 +1,7 @@
 """The bench of chapter 5: its rule, its metric and its measurements of costs."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -132,6 +134,25 @@ def test_words_right_counts_the_words_one_by_one():
     assert 0 < sum(right) < len(right)
     found = comparison.words_right(model, tokenizer, examples)
     assert found == pytest.approx(sum(right) / len(right))
+
+
+def test_chance_in_translation_is_the_name_and_the_most_frequent_words():
+    answers = [e.answer.removesuffix(" .").split() for e in tasks.translation(1000, seed=9)]
+    examples = tasks.translation(1000, seed=9)
+    copied = sum(w in e.prompt.split() for e, a in zip(examples, answers, strict=True) for w in a)
+    places = [Counter(words) for words in zip(*answers, strict=True)]
+    likeliest = [place.most_common(1)[0][1] for place in (places[0], places[1], places[3])]
+    share = (copied + sum(likeliest)) / (4 * len(answers))
+    assert share == pytest.approx(comparison.TASKS["translation"].chance, abs=0.015)
+
+
+def test_a_gain_counts_from_chance_where_the_base_is_below_it():
+    frozen = [
+        record(0.0, 1.0, method="frozen") | {"task": t, "test": 0.2} for t in comparison.TASKS
+    ]
+    assert comparison.start(frozen, "translation") == 0.36
+    assert comparison.start(frozen, "vision") == 0.2  # above chance
+    assert comparison.start(frozen, "questions") == 0.2  # no chance level
 
 
 def test_telegrams_ask_what_the_story_answers():
