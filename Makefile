@@ -16,6 +16,7 @@ REPORT ?= _build/reports/notebooks.xml
 JOBS ?= auto
 FAULTS ?= 50
 INPUTS ?= 100000
+SAMPLE ?= 200
 
 # The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels of
 # torch and MKL also where the processor has wider ones (100 training steps carry a last digit far).
@@ -35,7 +36,7 @@ unexport MPLBACKEND
 export CHAPTERS
 
 .PHONY: help setup assignments grade test-assignments test faults fuzz gate book check-site publish serve run lint address \
-    ebook links audit screenshot lock vulnerabilities sbom reproducible coverage clean distclean
+    ebook links audit screenshot lock vulnerabilities sbom reproducible coverage mutants clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -140,6 +141,9 @@ sbom: $(STAMP)  ## write a bill of materials (CycloneDX) of requirements.lock
 
 reproducible: $(STAMP)  ## build the site twice and compare every byte
 	$(BIN)/python book/tools/reproducible.py
+
+mutants: $(STAMP)  ## change the methods' code at SAMPLE=200 places: do the tests notice?
+	$(BIN)/python tests/mutants.py $(SAMPLE)
 
 coverage: $(STAMP)  ## branch coverage of the library by its own tests; fails below 95 %
 	$(BIN)/python -m pytest -q --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 tests \
