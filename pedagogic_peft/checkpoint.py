@@ -110,7 +110,7 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
 
 def _refuse_unowned(model: nn.Module) -> None:
     lost = {p for p in model.parameters() if p.requires_grad}
-    lost -= {p for _, place in sites(model) for p in place.deltas.parameters()}
+    lost -= set(nn.ModuleList(place.deltas for _, place in sites(model)).parameters())
     if lost:
         names = [name for name, p in model.named_parameters() if p in lost]
         what = f"{some(names)} would be trained but not saved, since no adaptation has them"

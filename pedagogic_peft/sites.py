@@ -125,19 +125,21 @@ class Site(Place):
         """
         if len(x) % len(rows):
             raise ValueError(f"A batch of {len(x)} rows, but activate named {len(rows)}")
-        groups = self.groups(rows, torch.arange(len(x), device=x.device).view(len(rows), -1))
-        for delta, here in groups:
+        groups = self.groups(rows, len(x) // len(rows))
+        for delta, entries in groups:
             if hasattr(delta, "before"):
+                here = torch.tensor(entries, device=x.device)
                 x = x.index_copy(0, here, delta.before(x[here]))
         y: Tensor = self.base(x)
-        for delta, here in groups:
-            if len(here) == len(y):  # all of them, in order: no copies
+        for delta, entries in groups:
+            if len(entries) == len(y):  # all of them, in order
                 return delta(x, y)  # type: ignore[no-any-return]
+            here = torch.tensor(entries, device=x.device)
             y = y.index_copy(0, here, delta(x[here], y[here]).to(y.dtype))
         return y
 
-    def groups(self, rows: Sequence[str | None], entries: Tensor) -> list[tuple[Any, Tensor]]:
-        """Return each delta with the entries of the batch it works on; ``entries``: (rows, each).
+    def groups(self, rows: Sequence[str | None], each: int) -> list[tuple[Any, list[int]]]:
+        """Return each delta with the entries of the batch it works on; a row has ``each`` of them.
 
         Different deltas that are alike (``together``, if they have it) are one, by ``for_rows``.
         """
@@ -148,9 +150,9 @@ class Site(Place):
                 found.setdefault(getattr(delta, "together", None) or delta, []).append(i)
         groups = []
         for here in found.values():
-            each = [deltas[rows[i]] for i in here]
-            delta = each[0].for_rows(each) if len(set(each)) > 1 else each[0]
-            groups.append((delta, entries[here].flatten()))
+            own = [deltas[rows[i]] for i in here]
+            delta = own[0].for_rows(own) if len(set(own)) > 1 else own[0]
+            groups.append((delta, [i * each + k for i in here for k in range(each)]))
         return groups
 
     def __getattr__(self, name: str) -> Any:
