@@ -35,8 +35,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport MPLBACKEND
 export CHAPTERS
 
-.PHONY: help setup assignments grade test-assignments test faults fuzz gate book check-site publish serve run lint address \
-    ebook links audit screenshot lock vulnerabilities sbom reproducible coverage mutants clean distclean
+.PHONY: help setup assignments grade test-assignments test faults fuzz gate book check-site publish serve run lint address \ ebook links audit screenshot lock vulnerabilities sbom reproducible coverage mutants clean distclean bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -108,6 +107,10 @@ serve: $(STAMP)  ## show the built site at http://localhost:8000 (PORT=8000)
 
 run: $(STAMP)  ## re-execute the notebooks (CHAPTERS=...) and store their outputs
 	$(BIN)/python book/tools/run_notebooks.py $(CHAPTERS)
+
+bench: $(STAMP)  ## measure the library beside Hugging Face PEFT (CASE="mixed rows" for one, AGAIN=1 anew)
+	env -u ATEN_CPU_CAPABILITY -u MKL_CBWR $(BIN)/python -W ignore -m benchmarks $(if $(AGAIN),--again) \
+	    $(if $(CASE),"$(CASE)")
 
 lint: $(STAMP)  ## check style, format (notebooks too) and types
 	$(BIN)/ruff check .

@@ -2,8 +2,6 @@
 
 import gc
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from random import Random
@@ -11,91 +9,106 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 Times = dict[str, list[float]]
+Measure = dict[str, float]  # value, and the quartiles low and high
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int) -> Times:
-    """Time each variant once a round, in an order drawn anew each round.
+def interleaved(
+    variants: Mapping[str, Callable[..., Any]],
+    rounds: int,
+    fresh: Callable[[], Any] | None = None,
+) -> Times:
+    """Time each variant once a round, in an order drawn anew each round, without garbage collection.
 
     Args:
-        variants: {name: what to time}. Each is called once before, untimed.
+        variants: {name: what to time}. Each is called once before, untimed. One that returns a float
+            has timed itself (in another process), and that is its time.
         rounds: how many rounds.
+        fresh: makes, untimed, what each call is given: for what can be done only once to a model.
 
     Returns:
         {name: seconds of each round}.
     """
     order, draw = list(variants), Random(0)
-    for run in variants.values():
-        run()
     times: Times = {name: [] for name in variants}
-    gc.collect()
     gc.disable()
     try:
-        for _ in range(rounds):
+        for number in range(rounds + 1):
             draw.shuffle(order)
+            gc.collect()
             for name in order:
-                times[name].append(seconds(variants[name]))
+                given = [fresh()] if fresh else []
+                took = seconds(variants[name], *given)
+                if number:  # round 0 warms up
+                    times[name].append(took)
     finally:
         gc.enable()
     return times
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Return how long one call takes; on a GPU, until it has finished its work."""
-    _wait()
-    start = time.perf_counter()
-    run()
-    _wait()
-    return time.perf_counter() - start
+def seconds(run: Callable[..., Any], *given: Any) -> float:
+    """Return how long one call takes.
 
-
-def _wait() -> None:
+    On a CPU these are seconds of processor time, which with one thread are those of the clock on an
+    idle machine, and of a busy one disturb less; on a GPU those of the clock until its work is done.
+    """
     if DEVICE == "cuda":
         torch.cuda.synchronize()
+    clock = time.process_time if DEVICE == "cpu" else time.perf_counter
+    start = clock()
+    own = run(*given)
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return own if isinstance(own, float) else clock() - start
 
 
-def ratio(times: Times, name: str, to: str) -> dict[str, float]:
-    """Return the median of the rounds' ratios name / to, and their quartiles."""
-    ratios = [a / b for a, b in zip(times[name], times[to], strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return {"ratio": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
+def summary(values: list[float]) -> Measure:
+    """Return the median of the rounds' values, and their quartiles."""
+    low, median, high = statistics.quantiles(values, n=4)
+    return {"value": rounded(median), "low": rounded(low), "high": rounded(high)}
 
 
-def overhead_ratio(times: Times, name: str, to: str, base: str) -> dict[str, float]:
-    """Return by how much ``name`` exceeds ``base``, divided by how much ``to`` does (medians)."""
-    medians = {key: statistics.median(values) for key, values in times.items()}
-    extra = {key: medians[key] - medians[base] for key in (name, to)}
-    return {
-        "ratio": round(extra[name] / extra[to], 4),
-        "ours": round(medians[name] / medians[base], 4),
-        "theirs": round(medians[to] / medians[base], 4),
-    }
+def rounded(value: float) -> float:
+    """Return the value to four significant digits."""
+    return float(f"{value:.4g}")
 
 
-def bytes_for_backward(model: nn.Module, step: Callable[[], torch.Tensor]) -> int:
-    """Return how many bytes the graph of one loss keeps for its backward pass, weights left out.
+def ratio(times: Times, name: str, to: str) -> Measure:
+    """Return the ratios name / to of the rounds, summed up."""
+    return summary([a / b for a, b in zip(times[name], times[to], strict=True)])
+
+
+def excess(times: Times, name: str, over: str) -> list[float]:
+    """Return by how many seconds ``name`` exceeds ``over``, round by round."""
+    return [a - b for a, b in zip(times[name], times[over], strict=True)]
+
+
+def peak_bytes(model: nn.Module, step: Callable[[], Any]) -> int:
+    """Return the most memory that tensors hold during a step, the model's own included.
+
+    On a CPU every allocation of torch is added up, so this is exact and the same each time; what the
+    operating system sees is a little more. On a GPU it is what its allocator reports.
 
     Args:
-        model: its parameters are there anyway and do not count.
-        step: returns the loss, with its graph.
+        model: its parameters and buffers are there before the step.
+        step: one training step; it is run once before, so that the optimiser has its state.
     """
-    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, tuple[Any, int]] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage, storage.nbytes())  # held, so addresses stay apart
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = step()
-    del loss
-    return sum(size for _, size in kept.values())
-
-
-def fresh(code: str) -> float:
-    """Return how many seconds a fresh Python takes for this code."""
-    return seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+    step()
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step()
+    assert found.profiler is not None
+    now = peak = 0
+    for event in found.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    kept = {t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}
+    return sum(kept.values()) + peak

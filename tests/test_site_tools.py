@@ -118,3 +118,11 @@ def test_a_figure_waits_and_the_theme_does_not_look():
     assert tool.without_look(look).startswith("function I(){return;const e=")
     with pytest.raises(ValueError, match="0 times"):
         tool.without_look("function I(){}")
+
+
+def test_the_status_page_names_pages_that_take_too_long():
+    costs = load("reading").costs
+    quick, slow = (10, 30.0, 0), (10, 90.0, 0)
+    assert "within the 10 minutes" in costs({"a": quick}) and "No page" in costs({"a": quick})
+    assert costs({"a": quick, "b": slow}).endswith("Longer than 60 s: b.")
+    assert "over the 10 minutes" in costs({str(i): slow for i in range(14)})

@@ -17,6 +17,7 @@ from sphinx.util.docutils import SphinxDirective
 WORDS_A_MINUTE = 200
 SECONDS_A_LINE = 2  # of code
 SECONDS_A_FIGURE = 15
+LONGEST_PAGE, LONGEST_BOOK = 60, 600  # seconds to run, on two cores
 REPORT = Path("_build") / "reports" / "notebooks.xml"  # `make gate` leaves it there
 IMPORTED = re.compile(r"^\s*from pedagogic_peft[\w.]* import \(?([\w\s,]+)\)?", re.MULTILINE)
 
@@ -40,9 +41,10 @@ class NotebookStatus(SphinxDirective):
             )
             return [nodes.paragraph("", f"{words} in {REPORT}; build the site after it.")]
         suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+        pages = by_page(suite)
         rows = [
             [page, cells, f"{seconds:.0f} s", "failed" if wrong else "passed"]
-            for page, (cells, seconds, wrong) in sorted(by_page(suite).items())
+            for page, (cells, seconds, wrong) in sorted(pages.items())
         ]
         found = [(p.get("name"), p.get("value")) for p in suite.iter("property")]
         versions = ", ".join(f"{name} {version}" for name, version in found)
@@ -50,7 +52,24 @@ class NotebookStatus(SphinxDirective):
         head = ["page", "cells", "time", "result"]
         wrong = sum(row[-1] == "failed" for row in rows)
         summary = f"Run of {when}: {len(rows) - wrong} of {len(rows)} notebooks passed. {versions}."
-        return [nodes.paragraph("", summary), table(head, rows)]
+        times = [nodes.paragraph("", summary), nodes.paragraph("", costs(pages))]
+        return [*times, table(head, rows)]
+
+
+def costs(pages: dict[str, tuple[int, float, int]]) -> str:
+    """How long all notebooks took, and which took longer than a page should."""
+    seconds = {page: taken for page, (_, taken, _) in pages.items()}
+    total, slow = sum(seconds.values()), [p for p, taken in seconds.items() if taken > LONGEST_PAGE]
+    within = "within" if total <= 2 * LONGEST_BOOK else "over"
+    words = (
+        f"All cells together took {total / 60:.1f} minutes, on two cores half of that: {within} "
+    )
+    words += f"the {LONGEST_BOOK // 60} minutes that the book may take. "
+    return words + (
+        f"Longer than {LONGEST_PAGE} s: {', '.join(sorted(slow))}."
+        if slow
+        else f"No page took longer than {LONGEST_PAGE} s."
+    )
 
 
 def by_page(suite) -> dict[str, tuple[int, float, int]]:
