@@ -35,7 +35,8 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport MPLBACKEND
 export CHAPTERS
 
-.PHONY: help setup assignments grade test-assignments test faults fuzz gate book check-site publish serve run lint address \ ebook links audit screenshot lock vulnerabilities sbom reproducible coverage mutants clean distclean bench
+.PHONY: help setup assignments grade test-assignments test faults fuzz gate book check-site publish serve run bench lint \
+    address ebook links audit screenshot lock vulnerabilities sbom reproducible coverage mutants clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
