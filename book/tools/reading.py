@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import yaml
 from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.util.docutils import SphinxDirective
 
 WORDS_A_MINUTE = 200
@@ -42,9 +43,10 @@ class NotebookStatus(SphinxDirective):
             return [nodes.paragraph("", f"{words} in {REPORT}; build the site after it.")]
         suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
         pages = by_page(suite)
+        titles = {page: toc(self.env).get(page) or page for page in pages}
         rows = [
-            [page, cells, f"{seconds:.0f} s", "failed" if wrong else "passed"]
-            for page, (cells, seconds, wrong) in sorted(pages.items())
+            [doc_link(page, titles[page]), n, f"{taken:.0f} s", "failed" if wrong else "passed"]
+            for page, (n, taken, wrong) in sorted(pages.items())
         ]
         found = [(p.get("name"), p.get("value")) for p in suite.iter("property")]
         versions = ", ".join(f"{name} {version}" for name, version in found)
@@ -52,8 +54,14 @@ class NotebookStatus(SphinxDirective):
         head = ["page", "cells", "time", "result"]
         wrong = sum(row[-1] == "failed" for row in rows)
         summary = f"Run of {when}: {len(rows) - wrong} of {len(rows)} notebooks passed. {versions}."
-        times = [nodes.paragraph("", summary), nodes.paragraph("", costs(pages))]
-        return [*times, table(head, rows)]
+        cost = costs({titles[page]: result for page, result in pages.items()})
+        return [nodes.paragraph("", summary), nodes.paragraph("", cost), table(head, rows)]
+
+
+def doc_link(page: str, title: str) -> nodes.paragraph:
+    """A link to a page, resolved (or refused) by Sphinx once all are read."""
+    about = {"reftype": "doc", "refdomain": "std", "reftarget": f"/{page}", "refexplicit": True}
+    return nodes.paragraph("", "", pending_xref("", nodes.inline("", title), **about))
 
 
 def costs(pages: dict[str, tuple[int, float, int]]) -> str:
