@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 Cell = dict[str, Any]
@@ -53,13 +54,15 @@ def run_missing(cells: Sequence[Cell], run: Callable[..., Cell], path: Path) -> 
 
     A record is the cell, what ``run`` returned, and where it was made.
     """
-    _remove_cut_off_line(path)
-    records = read(path)
+    lock = FileLock(path.with_suffix(".lock"))  # another process may append to the same file
+    with lock:
+        _remove_cut_off_line(path)
+        records = read(path)
     done = [{key: record.get(key) for key in cells[0]} for record in records]
     made = {"date": str(date.today()), "torch": torch.__version__, "machine": platform.machine()}
     for cell in tqdm([cell for cell in cells if cell not in done], desc=path.stem):
         records.append(cell | run(**cell) | made)
-        with path.open("ab") as file:  # in one piece, also beside another process
+        with lock, path.open("ab") as file:
             file.write(json.dumps(records[-1]).encode() + b"\n")
     return records
 
