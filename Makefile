@@ -113,11 +113,12 @@ bench: $(STAMP)  ## measure the library beside Hugging Face PEFT (CASE="mixed ro
 	env -u ATEN_CPU_CAPABILITY -u MKL_CBWR $(BIN)/python -W ignore -m benchmarks $(if $(AGAIN),--again) \
 	    $(if $(CASE),"$(CASE)")
 
-lint: $(STAMP)  ## check style, format (notebooks too) and types
+lint: $(STAMP)  ## check style, format (notebooks too), types and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet .github
 
 address: $(STAMP)  ## move the book: REPOSITORY=https://... SITE_ADDRESS=https://...
 	$(BIN)/python book/tools/address.py $(REPOSITORY) $(SITE_ADDRESS)
