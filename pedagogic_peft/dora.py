@@ -42,9 +42,11 @@ class Decomposed(nn.Module):
         base, s = self._base[0], self.scaling
         with torch.autocast(base.weight.device.type, enabled=False):
             W, (A, B) = base.weight.float(), (factor.float() for factor in self._factors())
-            W = W if isinstance(base, nn.Linear) else W.T  # tables and Conv1D are (d_in, d_out)
-            squares = torch.linalg.vector_norm(W, dim=1).square()
-            squares += 2 * s * ((W @ A.T) * B).sum(1) + s * s * ((B @ (A @ A.T)) * B).sum(1)
+            if isinstance(base, nn.Linear):
+                squares, WA = torch.linalg.vector_norm(W, dim=1).square(), W @ A.T  # WA: (d_out, r)
+            else:  # tables and Conv1D are (d_in, d_out); through W.T this would take ten times as long
+                squares, WA = W.square().sum(0), (A @ W).T
+            squares += 2 * s * (WA * B).sum(1) + s * s * ((B @ (A @ A.T)) * B).sum(1)
             norms: Tensor = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
             return norms
 
