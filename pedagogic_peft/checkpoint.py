@@ -21,7 +21,7 @@ from pedagogic_peft.adaptation import adaptations_of, check_can_attach, install,
 from pedagogic_peft.files import remove_leftovers
 from pedagogic_peft.method import Method
 from pedagogic_peft.peft_format import Bounded, Config, Tensors, some
-from pedagogic_peft.sites import deltas_of, sites
+from pedagogic_peft.sites import Site, deltas_of, outline
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 DIGEST = "config_sha256"
@@ -109,11 +109,14 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
 
 
 def _refuse_unowned(model: nn.Module) -> None:
-    lost = {p for p in model.parameters() if p.requires_grad}
-    lost -= set(nn.ModuleList(place.deltas for _, place in sites(model)).parameters())
+    lost: list[str] = []
+    for path, module in outline(model).items():  # this enters nothing that was attached
+        own: Any = module._parameters.items()
+        if isinstance(module, Site):
+            own = module.base.named_parameters()
+        lost += [f"{path}.{key}".strip(".") for key, p in own if p is not None and p.requires_grad]
     if lost:
-        names = [name for name, p in model.named_parameters() if p in lost]
-        what = f"{some(names)} would be trained but not saved, since no adaptation has them"
+        what = f"{some(lost)} would be trained but not saved, since no adaptation has them"
         raise ValueError(f"{what}: name them in modules_to_save when you attach, or freeze them")
 
 

@@ -161,10 +161,7 @@ class LoRAEmbedding(nn.Module):
         """Return ΔW: (num, dim), in float32."""
         return self.scaling * (self.lora_embedding_B.float() @ self.lora_embedding_A.float()).T
 
-    @torch.no_grad()
-    def merge_into(self, base: Any) -> None:
-        """Add ΔW to the base's weight: summed in float32 (at least), then rounded once."""
-        base.weight.copy_(base.weight + self.delta_weight())
+    merge_into = LoRALinear.merge_into
 
 
 def check_parts(what: str, value: Any) -> Any:

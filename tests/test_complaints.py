@@ -87,6 +87,13 @@ def test_an_unfrozen_base_is_noticed_when_saving(tmp_path):
         save(model, tmp_path)
 
 
+def test_so_is_the_original_of_a_module_whose_copy_is_trained(tmp_path):
+    model = attach(build("gpt2"), LoRA(modules_to_save=["mlp"]))
+    model.transformer.h[1].mlp.base.c_fc.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"1 \(transformer.h.1.mlp.c_fc.weight\) would be trained"):
+        save(model, tmp_path)
+
+
 # "0 trainable parameters after loading", "my counts are wrong"
 
 
