@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-import yaml
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.util.docutils import SphinxDirective
@@ -228,10 +227,7 @@ def title_of(app, page: str) -> str:
 
 def toc(app) -> dict[str, str]:
     """{page: its title in the contents}, in the contents' order."""
-    source = Path(app.srcdir) / "book" / "_toc.yml"
-    parts = yaml.safe_load(source.read_text(encoding="utf-8"))["parts"]
-    entries = [entry for part in parts for entry in part["chapters"]]
-    return {entry["file"]: entry.get("title", "") for entry in entries}
+    return {page: entry.title or "" for page, entry in app.config.external_site_map.items()}
 
 
 def contents(app, page: str, facts: dict) -> nodes.table:
