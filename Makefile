@@ -16,7 +16,7 @@ REPORT ?= _build/reports/notebooks.xml
 JOBS ?= auto
 FAULTS ?= 50
 INPUTS ?= 100000
-SAMPLE ?= 200
+SAMPLE ?= 400
 
 # The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels of
 # torch and MKL also where the processor has wider ones (100 training steps carry a last digit far).
@@ -76,7 +76,7 @@ test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict),
 	    --ignore=tests/grading --ignore=tests/test_notebooks.py
 	@$(MAKE) --no-print-directory gate
 
-faults: $(STAMP)  ## kill training, saving and sweeps at 50 random moments each (FAULTS=50)
+faults: $(STAMP)  ## kill training, saving, sweeps and the site's build at 50 random moments each (FAULTS=50)
 	FAULTS=$(FAULTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/faults
 
 fuzz: $(STAMP)  ## load hostile checkpoints (INPUTS=100000), counted as they pass
@@ -89,9 +89,7 @@ gate:
 	    --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval.cfg --junitxml=$(REPORT) $(CHAPTERS)
 
 book: $(STAMP)  ## build the site into _build/html (any warning is an error)
-	rm -rf $(SITE) _build/.doctrees  # pages taken out of the contents would stay
-	$(BIN)/jupyter-book build . --toc book/_toc.yml -W --keep-going -n
-	$(BIN)/python book/tools/outside_links.py
+	$(BIN)/python book/tools/build.py
 
 check-site: $(STAMP)  ## check the built site: links, alt texts, nothing from outside, in a browser
 	@test -f $(SITE)/index.html || { echo "no site in $(SITE): run make book first"; exit 1; }
@@ -147,8 +145,8 @@ sbom: $(STAMP)  ## write a bill of materials (CycloneDX) of requirements.lock
 reproducible: $(STAMP)  ## build the site twice and compare every byte
 	$(BIN)/python book/tools/reproducible.py
 
-mutants: $(STAMP)  ## change the methods' code at SAMPLE=200 places: do the tests notice?
-	$(BIN)/python tests/mutants.py $(SAMPLE)
+mutants: $(STAMP)  ## change the library's code at SAMPLE=400 places: do the tests notice?
+	JOBS=$(JOBS) $(BIN)/python tests/mutants.py $(SAMPLE)
 
 coverage: $(STAMP)  ## branch coverage of the library by its own tests; fails below 95 %
 	$(BIN)/python -m pytest -q --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 tests \

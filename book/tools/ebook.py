@@ -96,7 +96,7 @@ def bind(parts: dict[str, list[str]], printed: dict[str, Path]) -> Path:
     for sheet in book.pages:
         sheet.compress_content_streams()
     book.compress_identical_objects()
-    target = SITE / f"{NAME}.pdf"
+    target = WORK / f"{NAME}.pdf"
     book.write(target)
     return target
 
@@ -139,11 +139,11 @@ def make_epub() -> Path:
     made = next(WORK.rglob(f"{NAME}.epub"), None)
     if done.returncode or made is None:
         sys.exit(f"no EPUB: see {WORK / 'epub.log'}\n{done.stderr[-2000:]}")
-    return Path(shutil.copy(made, SITE / made.name))
+    return made
 
 
-def link_from_site(made: list[Path]) -> None:
-    """Fill the place that the landing page keeps for the two files."""
+def put_into_site(made: list[Path]) -> None:
+    """Move the files into the site, then fill the place that the landing page keeps for them."""
     landing = SITE / "book" / "index.html"
     links = " and ".join(
         f'<a href="../{file.name}">{file.suffix[1:].upper()}</a> ({file.stat().st_size / 1e6:.0f} MB)'
@@ -154,7 +154,10 @@ def link_from_site(made: list[Path]) -> None:
     filled = f'<span id="ebooks">To keep, the whole book: {links}.</span>'
     if not place.search(text):
         sys.exit(f'{landing} has no place for the links: <span id="ebooks"></span>')
-    landing.write_text(place.sub(filled, text), encoding="utf-8")
+    new = WORK / landing.name
+    new.write_text(place.sub(filled, text), encoding="utf-8")
+    for file, target in [*((file, SITE / file.name) for file in made), (new, landing)]:
+        os.replace(file, target)  # never half a file in the site, whatever ends this
 
 
 def main() -> None:
@@ -168,7 +171,7 @@ def main() -> None:
     )
     epub = make_epub()
     print(f"{epub}: {epub.stat().st_size / 1e6:.1f} MB")
-    link_from_site([pdf, epub])
+    put_into_site([pdf, epub])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from pedagogic_peft.files import remove_leftovers
+
 # What else the metadata may hold (the Python version, times, scroll positions) depends on the
 # machine and the editor, so it is not stored.
 METADATA = {
@@ -33,6 +35,7 @@ def find_notebooks(where: list[str]) -> list[Path]:
 
 def execute(path: Path) -> None:
     """Run one notebook from a fresh kernel, in its own folder, and write it back as a whole."""
+    remove_leftovers(path)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook,
@@ -43,7 +46,7 @@ def execute(path: Path) -> None:
         coalesce_streams=True,
     ).execute()
     tidy(notebook)
-    new = path.with_suffix(".ipynb.new")
+    new = path.with_name(f".{path.name}.{os.getpid()}")
     nbformat.write(notebook, new)
     os.replace(new, path)
 
