@@ -16,7 +16,7 @@ REPORT ?= _build/reports/notebooks.xml
 JOBS ?= auto
 FAULTS ?= 50
 INPUTS ?= 100000
-SAMPLE ?= 400
+SAMPLE ?= 500
 
 # The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels of
 # torch and MKL also where the processor has wider ones (100 training steps carry a last digit far).
@@ -145,7 +145,7 @@ sbom: $(STAMP)  ## write a bill of materials (CycloneDX) of requirements.lock
 reproducible: $(STAMP)  ## build the site twice and compare every byte
 	$(BIN)/python book/tools/reproducible.py
 
-mutants: $(STAMP)  ## change the library's code at SAMPLE=400 places: do the tests notice?
+mutants: $(STAMP)  ## change the library's code at SAMPLE=500 places: do the tests notice?
 	JOBS=$(JOBS) $(BIN)/python tests/mutants.py $(SAMPLE)
 
 coverage: $(STAMP)  ## branch coverage of the library by its own tests; fails below 95 %

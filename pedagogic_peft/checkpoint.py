@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pedagogic_peft.adaptation import adaptations_of, check_can_attach, install, one_adaptation
-from pedagogic_peft.files import remove_leftovers
+from pedagogic_peft.files import remove_leftovers, text_of
 from pedagogic_peft.method import Method
 from pedagogic_peft.peft_format import Bounded, Config, Tensors, some
 from pedagogic_peft.sites import Site, deltas_of, outline
@@ -182,8 +182,8 @@ def _locate(path: str | Path) -> tuple[Path, Path]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        config: dict[str, Any] = json.loads(text_of(file))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if not isinstance(kind, str) or kind not in Method.CLASSES:

@@ -1,8 +1,24 @@
-"""What is left of files that a killed process was writing."""
+"""Files of others: a text of any length, and what a killed process left unfinished."""
 
 import os
 import shutil
 from pathlib import Path
+
+LARGEST = 2**24  # bytes of a configuration
+
+
+def text_of(file: Path) -> str:
+    """Return the text of a configuration, which a stranger may have made longer than any memory.
+
+    Raises:
+        ValueError: it is too long, or no text in UTF-8.
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as opened:
+        content = opened.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"no configuration has more than {LARGEST:,} bytes")
+    return content.decode("utf-8")
 
 
 def remove_leftovers(*files: Path) -> None:

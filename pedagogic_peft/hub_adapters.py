@@ -15,6 +15,7 @@ from torch import nn
 from pedagogic_peft.adaptation import check_can_attach, install
 from pedagogic_peft.architectures import model_type, modules_in_role, roles_of
 from pedagogic_peft.bottleneck import BottleneckAdapter, Tap
+from pedagogic_peft.files import text_of
 from pedagogic_peft.peft_format import TABLE, Bounded, Config, Deltas, Tensors, check_options, fill
 from pedagogic_peft.sites import layer_of
 
@@ -67,7 +68,7 @@ def _read(folder: Path) -> tuple[Config, Tensors]:
     if len(there) < 2 or there[0].name != CONFIG:
         raise FileNotFoundError(f"{folder} needs {CONFIG} and {' or '.join(WEIGHTS)}")
     try:
-        config = json.loads(there[0].read_text(encoding="utf-8"))
+        config = json.loads(text_of(there[0]))
         if there[1].suffix == ".bin":
             return config, torch.load(there[1], map_location="cpu", weights_only=True)
         return config, load_file(there[1])

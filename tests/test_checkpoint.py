@@ -281,6 +281,28 @@ def test_a_checkpoint_made_on_another_embedding_is_refused(tmp_path):
     refused(tmp_path, "embed_tokens.base_layer.weight", "another weight", name="llama")
 
 
+@pytest.mark.parametrize("link", ["/proc/self/mem", "/proc/self/pagemap"])
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_link_to_what_cannot_be_read_or_has_no_end_is_refused(saved, link, name):
+    if not os.path.exists(link):
+        pytest.skip(f"no {link} on this system")
+    (saved.path / name).unlink()
+    (saved.path / name).symlink_to(link)
+    refused(saved.path, name)
+
+
+def test_a_configuration_longer_than_any_is_refused_without_reading_all_of_it(saved):
+    from pedagogic_peft.files import LARGEST
+
+    config = saved.path / "adapter_config.json"
+    whole = config.read_bytes()
+    config.write_bytes(whole + b" " * (LARGEST - len(whole)))
+    load(build("gpt2"), saved.path)  # so long it may be
+    with config.open("ab") as opened:
+        opened.truncate(2**38)  # takes no room on the disk
+    refused(saved.path, "adapter_config.json", "more than 16,777,216 bytes")
+
+
 # Claim: a failed save leaves the old files whole and nothing beside them
 
 
