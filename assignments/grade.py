@@ -253,21 +253,26 @@ def run_tests(package: Package, look: Callable[..., Any]) -> Iterator[tuple[str,
     """Run otter's test files; yield each question's name, its points, and the hints of what failed."""
     from otter.test_files.exception_test import ExceptionTestFile
 
+    class TestFile(ExceptionTestFile):
+        def _generate_error_message(self, error: Exception, context: int = 0) -> str:
+            hints.append(hint_of(error))  # otter's own message cuts quotes off the text's ends
+            return hints[-1]
+
     for question in package.questions:
         if question["manual"]:
             continue
-        file = ExceptionTestFile.from_string(package.tests[question["name"]])
+        hints: list[str] = []
+        file = TestFile.from_string(package.tests[question["name"]])
         file.run({"look": look})
-        failed = [r.message for r in file.test_case_results if not r.passed]
-        yield question["name"], file.score, [hint_of(message) for message in failed]
+        yield question["name"], file.score, hints
 
 
-def hint_of(message: str) -> str:
-    """Return the reason from otter's message about a failed test."""
-    reason = re.split(r"\n(?=\w+: )", message, maxsplit=1)[-1]
-    kind, _, text = reason.partition(": ")
-    if re.search("'?(NoneType|ellipsis)' object", text):
-        return "your code gave None here: is it still to be written, or does a return lack?"
+def hint_of(error: Exception) -> str:
+    """Return what a failed test tells the student."""
+    kind, text = type(error).__name__, str(error)
+    if kind != "AssertionError" and re.search(r"\b(NoneType|ellipsis)\b", text):
+        why = "is something still to be written, or is a `return` missing?"
+        return one_line(f"your code gave no value here: {why} ({text})")
     told = {"AssertionError": "", "StudentError": "your code raised ", "Stopped": ""}
     return one_line(told.get(kind, f"the answer could not be judged ({kind}): ") + text)
 

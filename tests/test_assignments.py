@@ -194,13 +194,12 @@ def test_what_a_page_solves_too_has_the_same_solution():
         cells = nbformat.read(path, as_version=4).cells
         exercises = [c for c in cells if "solution" in c.metadata.get("tags", [])]
         pages |= definitions(c.source for c in exercises if c.cell_type == "code")
-    ours = {}
     for master in MASTERS:
-        ours |= definitions(source for source, _ in solution(master.stem))
-    shared = pages.keys() & ours.keys()
-    assert {"largest_rank", "adapter_parameters", "choose_rate"} <= shared
-    for name in shared:
-        assert pages[name] == ours[name], f"{name} differs between its page and its assignment"
+        ours = definitions(source for source, _ in solution(master.stem))
+        shared = pages.keys() & ours.keys()
+        assert shared, f"no exercise of a page is a question of {master.stem}"
+        for name in shared:
+            assert pages[name] == ours[name], f"{name} differs between its page and its assignment"
 
 
 def test_lora_computes_what_the_library_computes():
@@ -358,3 +357,46 @@ def test_what_is_no_notebook_is_said_to_be_none(tmp_path):
 def test_the_library_used_for_what_was_to_be_written_is_told():
     cells = [{"cell_type": "code", "source": "from pedagogic_peft import LoRA, train"}]
     assert grade.reserved_names(cells, ["pedagogic_peft.LoRA", "peft"]) == ["pedagogic_peft.LoRA"]
+
+
+ONE_TEST = """
+from otter.test_files import test_case
+
+OK_FORMAT = False
+name = "q"
+points = 1
+
+
+@test_case(points=1, hidden=False)
+def test_q(look):
+    look()
+"""
+
+
+@pytest.mark.parametrize(
+    "error, hint",
+    [
+        (AssertionError("'q' and 'v'"), "'q' and 'v'"),
+        (
+            grade.StudentError("AttributeError: 'Tiny' object has no attribute 'A'"),
+            "your code raised AttributeError: 'Tiny' object has no attribute 'A'",
+        ),
+        (
+            AttributeError("'bool' object has no attribute 'shape'"),
+            "the answer could not be judged (AttributeError): 'bool' object has no attribute 'shape'",
+        ),
+        (
+            grade.StudentError("TypeError: 'NoneType' object is not callable"),
+            "your code gave no value here: is something still to be written, or is a `return` missing? "
+            "(TypeError: 'NoneType' object is not callable)",
+        ),
+        (grade.Stopped("stopped: it ran longer than 9 s"), "stopped: it ran longer than 9 s"),
+    ],
+)
+def test_a_hint_is_whole(error, hint):
+    def look():
+        raise error
+
+    question = {"name": "q", "points": 1, "manual": False}
+    package = grade.Package("a", "A", [question], [], {"q": ONE_TEST})
+    assert list(grade.run_tests(package, look)) == [("q", 0, [hint])]

@@ -26,17 +26,6 @@ WRONG = {
 }
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory) -> Path:
-    """All assignments, built; otter has run each solution against all tests."""
-    where = tmp_path_factory.mktemp("built")
-    subprocess.run(
-        [sys.executable, "assignments/build.py", "--out", where],
-        cwd=ROOT, check=True, capture_output=True, timeout=900,
-    )  # fmt: skip
-    return where
-
-
 def grade(built: Path, submissions: Path, *options: str) -> dict[str, dict[str, str]]:
     """Grade a folder; return the lines of the table by submission."""
     out = submissions.with_name(submissions.name + "-grades")
