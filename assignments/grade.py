@@ -264,7 +264,7 @@ def run_tests(package: Package, look: Callable[..., Any]) -> Iterator[tuple[str,
         hints: list[str] = []
         file = TestFile.from_string(package.tests[question["name"]])
         file.run({"look": look})
-        yield question["name"], file.score, hints
+        yield question["name"], file.score, list(dict.fromkeys(hints))
 
 
 def hint_of(error: Exception) -> str:
@@ -311,7 +311,9 @@ def grade_one(
     finally:
         submission.close()
     grade.status = submission.why or "graded"
-    grade.notes = [one_line(error) for error in submission.errors[:3]]
+    grade.notes = [one_line(re.sub("<ipython-input[^>]*>, ", "", e)) for e in submission.errors[:3]]
+    if not any(cell["cell_type"] == "code" and cell["source"].strip() for cell in cells):
+        grade.notes.append("it has no code")
     if submission.printed > limits.output:
         grade.notes.append(f"printed {submission.printed / 1e6:.1f} MB")
     if used := reserved_names(cells, package.reserved):
@@ -329,7 +331,9 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
         ValueError: it is no notebook.
     """
     try:
-        if path.stat().st_size > 20 * 2**20:
+        if not (size := path.stat().st_size):
+            raise ValueError("an empty file")
+        if size > 20 * 2**20:
             raise ValueError("larger than 20 MB")
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for cell in cells:
@@ -397,7 +401,8 @@ def write_table(grades: list[Grade], path: Path) -> None:
         table.writerow([*head, *questions, "notes", "hints", "seconds"])
         for g in grades:
             own = {f"{g.assignment}/{q}": f"{points:g}" for q, points in g.points.items()}
-            hints = " | ".join(f"{q}: {hint}" for q, some in g.hints.items() for hint in some)
+            told = [(q, hint) for q, some in g.hints.items() for hint in some if hint != g.status]
+            hints = " | ".join(f"{question}: {hint}" for question, hint in told)
             total = f"{sum(g.points.values()):g}"
             line = [
                 one_line(g.submission),

@@ -103,7 +103,7 @@ def run_cell(shell: Any, source: str, seconds: int) -> str | None:
 
 def describe(error: BaseException) -> str:
     """Return one line."""
-    return f"{type(error).__name__}: {str(error)[:300]}"
+    return f"{type(error).__name__}: {str(error)[:300]}".removesuffix(": ")
 
 
 def answer(request: bytes, names: dict[str, Any], seconds: int) -> bytes:

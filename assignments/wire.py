@@ -39,7 +39,7 @@ def unpack(message: bytes) -> Any:
         tree = json.loads(message[8 : 8 + length])
         return _from_json(tree, safetensors.torch.load(message[8 + length :]))
     except Exception as error:
-        raise ValueError(f"not a value: {type(error).__name__}") from None
+        raise ValueError(f"bytes that are no value ({type(error).__name__})") from None
 
 
 def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
