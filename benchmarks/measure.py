@@ -81,6 +81,21 @@ def ratio(times: Times, name: str, to: str) -> Measure:
     return summary([a / b for a, b in zip(times[name], times[to], strict=True)])
 
 
+def ratio_of_medians(values: list[float], others: list[float]) -> Measure:
+    """Return median / median, with quartiles over 1,000 redrawings of the rounds (bootstrap).
+
+    For differences of a few per cent: in a single round their ratio is noise.
+    """
+    draw, rounds = Random(0), list(zip(values, others, strict=True))
+
+    def value(rounds: list[tuple[float, float]]) -> float:
+        above, below = zip(*rounds, strict=True)
+        return statistics.median(above) / statistics.median(below)
+
+    redrawn = summary([value(draw.choices(rounds, k=len(rounds))) for _ in range(1000)])
+    return redrawn | {"value": rounded(value(rounds))}
+
+
 def excess(times: Times, name: str, over: str) -> list[float]:
     """Return by how many seconds ``name`` exceeds ``over``, round by round."""
     return [a - b for a, b in zip(times[name], times[over], strict=True)]

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import report  # noqa: E402
-from benchmarks.measure import interleaved, peak_bytes, ratio  # noqa: E402
+from benchmarks.measure import interleaved, peak_bytes, ratio, ratio_of_medians  # noqa: E402
 
 FOLDER = ROOT / "benchmarks"
 RECORDS = [json.loads(line) for line in (FOLDER / "results-cpu.jsonl").read_text().splitlines()]
@@ -45,6 +45,11 @@ def test_ratios_are_taken_within_a_round():
     times = interleaved({"a": lambda: 2.0 * next(clock), "b": lambda: 1.0 * next(clock)}, 20)
     assert len(times["a"]) == len(times["b"]) == 20
     assert 1.8 < ratio(times, "a", "b")["value"] < 2.2  # though the clock drifts
+
+
+def test_a_ratio_of_medians_outlives_differences_near_zero():
+    found = ratio_of_medians([0.9, 1.0, 1.1, 1.0, 1.0], [2.0, 2.1, 0.1, 1.9, 2.0])
+    assert found["value"] == 0.5 and found["low"] <= 0.5 <= found["high"] < 1
 
 
 def test_peak_memory_counts_allocations():
