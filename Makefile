@@ -127,8 +127,8 @@ ebook: $(STAMP)  ## make a PDF and an EPUB of the built site, linked from its la
 links: $(STAMP)  ## ask every outside link of the book whether it still leads somewhere
 	$(BIN)/python book/tools/outside_links.py --check
 
-audit: $(STAMP)  ## measure some built pages with Lighthouse (needs node and Chromium)
-	$(BIN)/python book/tools/audit.py
+audit: $(STAMP)  ## measure some built pages with Lighthouse, PAGES=all for all (needs node and Chromium)
+	$(BIN)/python book/tools/audit.py $(PAGES)
 
 lock:  ## pin everything that pyproject.toml asks for, with hashes, in requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev -c constraints.txt --generate-hashes --no-header \

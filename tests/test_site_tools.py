@@ -120,6 +120,60 @@ def test_a_figure_waits_and_the_theme_does_not_look():
         tool.without_look("function I(){}")
 
 
+def test_a_figure_that_moves_gets_a_caption_that_is_numbered():
+    from docutils import nodes
+    from docutils.utils import new_document
+
+    tool, page = load("moving_figures"), new_document("page")
+    start = '<figure class="explorable" data-figure="fig-1">'
+    stage = '<div class="stage" role="img" aria-label="What it shows."></div>'
+    for caption in ("<figcaption>A &amp; B.</figcaption>\n", ""):
+        bundle = nodes.container(nb_element="mime_bundle")
+        bundle += nodes.raw("", f"{start}{stage}{caption}</figure>", format="html")
+        page += bundle
+    page += nodes.container("", nodes.raw("", "<table></table>"), nb_element="mime_bundle")
+    tool.number(None, page)
+    figures = list(page.findall(nodes.figure))
+    assert [figure[-1].astext() for figure in figures] == ["A & B.", "What it shows."]
+    assert all(figure["ids"] and "figcaption" not in figure[0].astext() for figure in figures)
+
+
+def test_the_search_quotes_prose(tmp_path):
+    tool, script = load("lighten"), tmp_path / "_static" / "searchtools.js"
+    script.parent.mkdir()
+    script.write_text(f"const found = page.{tool.QUOTED};", encoding="utf-8")
+    tool.quote_prose(tmp_path)
+    assert script.read_text(encoding="utf-8") == 'const found = page.querySelector("article");'
+    with pytest.raises(ValueError, match="0 places"):
+        tool.quote_prose(tmp_path)
+
+
+def test_the_sites_address_leads_on(tmp_path):
+    landing = tmp_path / "book" / "index.html"
+    landing.parent.mkdir()
+    card = '<meta property="og:title" content="PEFT" />'
+    landing.write_text(f"<head>{card}<title>PEFT &amp; you</title></head>", encoding="utf-8")
+    front = load("lighten").lead_to(landing, tmp_path)
+    assert card in front and "0; url=book/index.html" in front and ">PEFT &amp; you</a>" in front
+
+
+def test_the_audit_knows_every_page(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    tool = load("audit")
+    names = ["index.html", "book/index.html", "chapters/a/b.html", "book/z.html", "search.html"]
+    for name in [*names, "_static/webpack.html"]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(tool, "SITE", tmp_path)
+    assert tool.all_pages() == [
+        "book/index.html",
+        "book/z.html",
+        "chapters/a/b.html",
+        "search.html",
+    ]
+
+
 def test_the_status_page_names_pages_that_take_too_long():
     costs = load("reading").costs
     quick, slow = (10, 30.0, 0), (10, 90.0, 0)

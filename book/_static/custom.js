@@ -36,5 +36,31 @@
   const all = () => figures.filter((script) => script.isConnected).forEach(start);
   if (location.hash) all();
   else figures.forEach((script) => closer.observe(script.previousElementSibling));
-  addEventListener("beforeprint", all);
+
+  // The theme lets go of its switch when it is pressed: who goes by keyboard would start again from the top.
+  addEventListener("click", (event) => {
+    const button = event.target.closest("button.theme-switch-button");
+    if (button) setTimeout(() => button.focus());
+  });
+
+  // Paper is white, and can't be unfolded. What is changed for it is put back. Printing does not wait for the
+  // fonts of formulas that were not met yet: they are decoded when there is nothing else to do.
+  const decode = () => document.fonts.forEach((font) => {
+    if (font.family.includes("MJX")) font.load();
+  });
+  if (window.requestIdleCallback) requestIdleCallback(decode, { timeout: 2000 });
+  else setTimeout(decode, 2000);
+  const root = document.documentElement;
+  let opened = [], theme = "";
+  addEventListener("beforeprint", () => {
+    theme = root.dataset.theme;
+    root.dataset.theme = "light";
+    opened = [...document.querySelectorAll("article details:not([open], .explorable *)")];
+    opened.forEach((fold) => { fold.open = true; });
+    all();
+  });
+  addEventListener("afterprint", () => {
+    root.dataset.theme = theme;
+    opened.forEach((fold) => { fold.open = false; });
+  });
 }

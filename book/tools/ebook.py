@@ -52,9 +52,9 @@ def print_pages(pages: list[str]) -> dict[str, Path]:
             tab.goto((SITE / f"{page}.html").as_uri(), wait_until="load")
             tab.evaluate(
                 "document.querySelectorAll('img').forEach((img) => { img.loading = 'eager'; });"
-                "dispatchEvent(new Event('beforeprint'));"  # figures that wait for the reader
-                "for (const fold of document.querySelectorAll('details:not(.explorable *)')) fold.open = 1;"
+                "dispatchEvent(new Event('beforeprint'));"  # figures that wait, and folds
             )
+            tab.evaluate("Promise.all([...document.fonts].map((font) => font.load()))")
             tab.wait_for_function("[...document.images].every((img) => img.complete)")
             printed[page] = WORK / f"{page.replace('/', '-')}.pdf"
             tab.pdf(

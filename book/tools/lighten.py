@@ -28,13 +28,16 @@ ONLY_FOR_SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
 LOOK = re.compile(
     r"""(function \w+\(\)\{)(?=const \w+=\(\)=>\{document\.querySelectorAll\(\["pre",)"""
 )
+QUOTED = """querySelector('[role="main"]')"""
 # The script of a figure that moves; custom.js runs it when the reader comes near.
 FIGURE = re.compile(r"(</figure>\s*)<script>(?=\s*\(\(\) => \{\s*const data = )")
-# Roles that docutils gives to references, and that ARIA has given up.
+# Roles that docutils gives to references and that ARIA has given up, and a label that hides what it labels.
 ROLES = {
     ' role="doc-biblioentry"': "",
     ' role="doc-backlink"': "",
     '<div role="list" class="citation-list">': '<div class="citation-list">',
+    # The words that are seen should be the ones that are heard.
+    '<summary aria-label="Toggle hidden content">': "<summary>",
 }
 NESTED = ("media", "supports", "layer", "container")
 
@@ -55,7 +58,39 @@ def lighten(app, error) -> None:
     style = write(site / "_static" / "book.css", css)
     script = write(site / "_static" / "book.js", re.sub(r"(?m)^//# sourceMappingURL.*$", "", js))
     for path, text in pages.items():
-        path.write_text(rewrite(text, path, site, style, script), encoding="utf-8")
+        if path != site / "index.html":
+            path.write_text(rewrite(text, path, site, style, script), encoding="utf-8")
+    quote_prose(site)
+    front = site / f"{app.config.root_doc}.html"
+    (site / "index.html").write_text(lead_to(front, site), encoding="utf-8")
+
+
+def lead_to(page: Path, site: Path) -> str:
+    """The site's address itself: it leads to the landing page, and shows the same card when it is shared."""
+    text, url = page.read_text("utf-8"), page.relative_to(site).as_posix()
+    title = re.search(r"<title>.*?</title>", text, re.DOTALL).group()
+    cards = "\n".join(re.findall(r'<meta (?:property="og:|name="description")[^>]*>', text))
+    name = re.sub("<.*?>", "", title).strip()
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8"/>
+{title}
+{cards}
+<meta http-equiv="refresh" content="0; url={url}"/>
+</head>
+<body><p><a href="{url}">{name}</a></p></body>
+</html>
+"""
+
+
+def quote_prose(site: Path) -> None:
+    """Let the search quote what it found from a page's text, not from the list of contents above it."""
+    path = site / "_static" / "searchtools.js"
+    found = path.read_text("utf-8").split(QUOTED)
+    if len(found) != 2:
+        raise ValueError(f"the search quotes from {len(found) - 1} places of a page, not from one")
+    path.write_text('querySelector("article")'.join(found), encoding="utf-8")
 
 
 def without_look(js: str) -> str:
@@ -167,8 +202,6 @@ def write(path: Path, text: str) -> str:
 def rewrite(text: str, path: Path, site: Path, style: str, script: str) -> str:
     """A page with one style sheet, one script, and pictures that say how large they are."""
     head, found, body = text.partition("</head>")
-    if not found:
-        return text  # the redirection at the root
     static = os.path.relpath(site / "_static", path.parent)
     search = [
         tag.group(0)

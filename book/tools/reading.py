@@ -6,6 +6,7 @@
 * ``{notebook-status}``: each notebook with the result of the last test run, its time, and the versions.
 """
 
+import posixpath
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -177,10 +178,17 @@ def link(app, page: str, to: str, text: str, anchor: str = "", code: bool = Fals
 
 
 def add_line(app, doctree, page: str, fact: dict) -> None:
-    """Under the title: reading time, and links to the library's pages."""
+    """Under the title: reading time, where to run the page, and links to the library's pages."""
     line = nodes.paragraph(
-        "", f"About {fact['minutes']} minutes to read.", classes=["reading-time"]
+        "", f"About {fact['minutes']} minutes to read. ", classes=["reading-time"]
     )
+    if app.builder.name == "html":  # not in the EPUB, which holds no notebooks
+        line += [
+            nodes.reference("", "Open in Colab", refuri=colab(app.config, page), internal=False),
+            nodes.Text(" · "),
+            nodes.reference("", "Download", refuri=downloaded(app, page), internal=True),
+            nodes.Text("."),
+        ]
     known = objects(app)
     names = sorted(fact["used"] & set(known)) + [n.rsplit(".", 1)[1] for n in fact["built"]]
     names = [name for name in dict.fromkeys(names) if name in known]
@@ -196,6 +204,21 @@ def add_line(app, doctree, page: str, fact: dict) -> None:
     title = next(doctree.findall(nodes.title), None)
     if title is not None:
         title.parent.insert(title.parent.index(title) + 1, line)
+        number = re.match(r"\d+(\.\d+)?\s", title_of(app, page))
+        title.insert(0, nodes.Text(number.group() if number else ""))
+
+
+def colab(config, page: str) -> str:
+    """The address at which Colab opens a page's notebook."""
+    theme = config.html_theme_options
+    repository = theme["repository_url"].removeprefix("https://github.com/")
+    branch = theme["repository_branch"]
+    return f"https://colab.research.google.com/github/{repository}/blob/{branch}/{page}.ipynb"
+
+
+def downloaded(app, page: str) -> str:
+    """Where the site keeps a page's notebook, seen from the page."""
+    return posixpath.relpath(f"_sources/{page}.ipynb", posixpath.dirname(page))
 
 
 def add_pages(app, page: str, described, facts: dict) -> None:
@@ -239,13 +262,13 @@ def contents(app, page: str, facts: dict) -> nodes.table:
     rows = []
     for folder, pages in chapters.items():
         number, name = folder.split("_", 1)
-        line = nodes.paragraph()
-        for i, where in enumerate(pages):
-            text = re.sub(r"^\d+\.\d+\s+", "", title_of(app, where))
-            line += [nodes.Text(" · " if i else ""), link(app, page, where, text)]
+        lines = nodes.bullet_list(classes=["plain-list"])
+        for where in pages:
+            line = nodes.paragraph("", "", link(app, page, where, title_of(app, where)))
             line += nodes.Text(f" ({facts[where]['minutes']} min)")
+            lines += nodes.list_item("", line)
         title = {"lora": "LoRA"}.get(name, name.replace("_", " ").capitalize())
-        rows.append([f"{int(number)} {title}", line])
+        rows.append([f"{int(number)}\N{NO-BREAK SPACE}{title}", lines])
     return table(["chapter", "pages"], rows)
 
 

@@ -1,115 +1,20 @@
-"""The pages in a browser, in both themes, with every request to another host refused and counted.
-
-It needs Chromium or Chrome on the machine (CHROMIUM names another one). Without one it is skipped, but
-where BROWSER_CHECKS=required, as in continuous integration, it fails.
-"""
+"""Every page in a browser, in both themes, with every request to another host refused and counted."""
 
 import json
-import os
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SITE = ROOT / "_build" / "html"
-sys.path.insert(0, str(ROOT / "book" / "tools"))
+SITE = Path(__file__).parents[2] / "_build" / "html"
 PAGES = sorted(
     str(path.relative_to(SITE))
     for part in ("book", "chapters")
     for path in (SITE / part).rglob("*.html")
 ) + ["search.html"]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 HEAVIEST = 600_000  # bytes over the wire, at first view
 MOST_SHIFT = 0.05  # of layout, half of what Chromium calls good; a font that arrives moves a line
 # What WCAG 2.2 AA asks for, and what axe calls good practice.
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM and os.environ.get("BROWSER_CHECKS") != "required",
-    reason="no Chromium found: apt-get install chromium, or set CHROMIUM",
-)
-
-
-@pytest.fixture(scope="module")
-def address():
-    from serve import start
-
-    server = start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    assert CHROMIUM, "no Chromium on this machine: apt-get install chromium"
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def axe() -> str:
-    import axe_playwright_python
-
-    return (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text("utf-8")
-
-
-@pytest.fixture(scope="module")
-def contexts(browser):
-    """One context a theme: a phone with its own cache."""
-    made = {
-        scheme: browser.new_context(
-            color_scheme=scheme, viewport={"width": 390, "height": 844}, has_touch=True
-        )
-        for scheme in ("light", "dark")
-    }
-    yield made
-    for context in made.values():
-        context.close()
-
-
-@pytest.fixture(params=["light", "dark"])
-def tab(request, contexts, address):
-    """A tab that refuses other hosts. It collects what it refused and what the console reported."""
-    tab = contexts[request.param].new_page()
-    tab.set_default_timeout(120_000)  # a busy machine
-    tab.refused, tab.complaints, tab.scheme, tab.weight = [], [], request.param, 0
-
-    def decide(route):
-        tab.refused.append(route.request.url)
-        return route.abort()
-
-    def add(event):
-        tab.weight += event["encodedDataLength"]
-
-    tab.route(lambda url: not url.startswith((address, "data:", "blob:")), decide)
-    tab.on(
-        "console",
-        lambda message: tab.complaints.append(message.text) if message.type == "error" else None,
-    )
-    tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
-    tab.on(
-        "response",
-        lambda r: tab.complaints.append(f"{r.status} {r.url}") if r.status >= 400 else None,
-    )
-    tab.network = tab.context.new_cdp_session(tab)
-    tab.network.send("Network.enable")
-    tab.network.send("Network.setCacheDisabled", {"cacheDisabled": True})
-    tab.network.on("Network.loadingFinished", add)
-    tab.add_init_script(
-        "window.shift = 0; new PerformanceObserver((list) => { for (const entry of "
-        "list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value; })"
-        ".observe({ type: 'layout-shift', buffered: true });"
-    )
-    yield tab
-    tab.close()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,5 +1,6 @@
 """Checks of the built pages as files: nothing from outside, no dead link, no picture unsaid."""
 
+import json
 import re
 import sys
 from functools import cache
@@ -69,11 +70,6 @@ def test_every_link_inside_the_site_leads_somewhere(page):
 
 
 def test_it_has_a_title_and_a_language(page):
-    if (
-        read(page).find("meta", attrs={"http-equiv": "refresh"})
-        or read(page).find("script") is None
-    ):
-        return  # the redirection at the root
     assert read(page).title and read(page).title.string.strip()
     assert read(page).html.get("lang")
 
@@ -100,6 +96,72 @@ def test_a_chapter_page_offers_what_a_reader_needs(path):
     assert card and (SITE / urlsplit(card["content"]).path.split("/", 2)[2]).exists(), (
         "no social card"
     )
+
+
+def test_the_sites_address_leads_to_the_landing_page_and_has_its_card():
+    front, landing = read(SITE / "index.html"), read(SITE / "book" / "index.html")
+    leads = front.find("meta", attrs={"http-equiv": "refresh"})["content"]
+    assert leads == "0; url=book/index.html"
+    card = {"property": "og:image"}
+    assert front.find("meta", attrs=card)["content"] == landing.find("meta", attrs=card)["content"]
+
+
+def test_next_leads_through_the_whole_book():
+    """From the landing page, the link at the foot leads to every page of the contents in their order."""
+    parts = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))["parts"]
+    contents = [SITE / f"{entry['file']}.html" for part in parts for entry in part["chapters"]]
+    page, walked = (SITE / "book" / "index.html").resolve(), []
+    while link := read(page).find("a", class_="right-next"):
+        back, page = page, (page.parent / link["href"]).resolve()
+        walked.append(page)
+        assert (page.parent / read(page).find("a", class_="left-prev")["href"]).resolve() == back
+    assert walked == [page.resolve() for page in contents]
+
+
+def test_figures_are_numbered_through_the_book():
+    """Also those that move. The numbers follow the order of the contents, and none is missing."""
+    parts = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))["parts"]
+    numbers = []
+    for entry in [entry for part in parts for entry in part["chapters"]]:
+        page = read(SITE / f"{entry['file']}.html")
+        captions = page.select("article figure > figcaption")
+        numbers += [
+            caption.find(class_="caption-number").get_text().split()[1] for caption in captions
+        ]
+        moving = page.select("article figure.explorable")
+        assert all(figure.find_parent("figure").find("figcaption") for figure in moving)
+    assert numbers == [str(i + 1) for i in range(len(numbers))] and len(numbers) > 50
+
+
+def test_a_class_and_the_page_that_builds_it_link_to_each_other():
+    """A page that shows a class of the library leads to its reference, and the reference back."""
+    checked = 0
+    for path in sorted((ROOT / "chapters").rglob("*.ipynb")):
+        page = SITE / path.relative_to(ROOT).with_suffix(".html")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        names = [cell["metadata"].get("library", []) for cell in cells]
+        names = [name for some in names for name in ([some] if isinstance(some, str) else some)]
+        links = {
+            name: (page.parent / urlsplit(link["href"]).path).resolve()
+            for link in read(page).select(".reading-time a")
+            for name in names
+            if link["href"].endswith(f"#{name}")
+        }
+        for name, reference in links.items():
+            entry = read(reference).find(id=name).find_parent("dl")
+            back = [(reference.parent / a["href"]).resolve() for a in entry.select(".taught-in a")]
+            assert page.resolve() in back, f"{reference.name}: {name} does not lead to {page.name}"
+            checked += 1
+    assert checked > 8
+
+
+def test_only_solutions_are_folded_cells():
+    """So the fold may say "Show the solution"."""
+    for path in CONTENT:
+        for fold in read(path).select("details.hide"):
+            assert fold.find_parent(class_="tag_solution"), f"{path.name}: {fold.get_text()[:80]}"
+            assert "Show the solution" in fold.summary.get_text()
+            assert not fold.summary.get("aria-label")
 
 
 def test_the_landing_page_lists_every_notebook():
