@@ -5,7 +5,8 @@
 mutmut makes the mutants; pyproject.toml says of which files. Each is judged by the quickest tests that reach
 it, `SECONDS` of them, so a share of killed ones is the least that all the tests kill. The sample is drawn
 with a fixed seed, from every file its share. A survivor is killed by a test of its own
-(test_mutants_killed.py) or explained in survivors.toml; one that is neither is printed.
+(test_mutants_killed.py) or explained in survivors.toml; one that is neither is printed. mutmut changes no
+decorated function (but for static and class methods), and nothing outside of functions.
 
 What was judged is kept in ``mutants/``: a run that was stopped goes on, and a later one tries again those
 that were not killed. Remove that folder when the library or old tests have changed. Exits 1 below 85 % in any
