@@ -158,6 +158,15 @@ def test_a_message_in_full(action, words):
         action()
 
 
+def test_a_checkpoint_with_a_strange_pattern_is_refused_in_full(tmp_path):
+    save(attach(build("gpt2"), LoRA(r=2)), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": 3}))
+    words = "alpha_pattern=3: expected a dict, {end of a path: value}"
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=re.escape(words)):
+        load(build("gpt2"), tmp_path)
+
+
 def test_an_empty_folder_is_said_to_have_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="it has nothing$"):
         load(build("gpt2"), tmp_path)
