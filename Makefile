@@ -149,8 +149,8 @@ mutants: $(STAMP)  ## change the library's code at SAMPLE=500 places: do the tes
 	JOBS=$(JOBS) $(BIN)/python tests/mutants.py $(SAMPLE)
 
 coverage: $(STAMP)  ## branch coverage of the library by its own tests; fails below 95 %
-	$(BIN)/python -m pytest -q --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 tests \
-	    --ignore=tests/site --ignore=tests/grading --ignore=tests/test_notebooks.py
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -k "not compile" --cov --cov-fail-under=95 \
+	    --cov-report=term-missing:skip-covered tests --ignore=tests/site --ignore=tests/grading --ignore=tests/test_notebooks.py
 
 screenshot: $(STAMP)  ## take the README's picture of a page from the built site
 	$(BIN)/python book/tools/screenshot.py
