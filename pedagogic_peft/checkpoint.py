@@ -110,10 +110,9 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
 
 def _refuse_unowned(model: nn.Module) -> None:
     lost: list[str] = []
-    for path, module in outline(model).items():  # this enters nothing that was attached
-        own: Any = module._parameters.items()
-        if isinstance(module, Site):
-            own = module.base.named_parameters()
+    modules: dict[str, Any] = dict(outline(model))  # nothing that was attached is among them
+    for path, m in modules.items():
+        own = m.base.named_parameters() if isinstance(m, Site) else m._parameters.items()
         lost += [f"{path}.{key}".strip(".") for key, p in own if p is not None and p.requires_grad]
     if lost:
         what = f"{some(lost)} would be trained but not saved, since no adaptation has them"
