@@ -29,6 +29,11 @@ LOOK = re.compile(
     r"""(function \w+\(\)\{)(?=const \w+=\(\)=>\{document\.querySelectorAll\(\["pre",)"""
 )
 QUOTED = """querySelector('[role="main"]')"""
+# Until a theme is set, no colour is, nor a border that names one: boxes grew by it when the script came.
+UNSET = 'dataset.theme = localStorage.getItem("theme") || "auto"'
+AT_ONCE = UNSET.replace(
+    '"auto"', '(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")'
+)
 # The script of a figure that moves; custom.js runs it when the reader comes near.
 FIGURE = re.compile(r"(</figure>\s*)<script>(?=\s*\(\(\) => \{\s*const data = )")
 # Roles that docutils gives to references and that ARIA has given up, and a label that hides what it labels.
@@ -224,6 +229,7 @@ def rewrite(text: str, path: Path, site: Path, style: str, script: str) -> str:
     head = head.replace(
         "<script>DOCUMENTATION_OPTIONS.", '<script type="module">DOCUMENTATION_OPTIONS.'
     )
+    head = head.replace(UNSET, AT_ONCE)
     head = re.sub(r"\n\s*\n+", "\n", head)
     title = head.index("<title>")
     head = head[:title] + "\n".join(loads) + "\n" + head[title:]

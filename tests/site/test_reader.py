@@ -104,6 +104,16 @@ STOP = """() => {
 }"""
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_theme_is_there_before_the_scripts(browser, address, scheme):
+    """Or the page is first laid out without colours and borders, and shifts when they come."""
+    tab = browser.new_page(color_scheme=scheme)
+    tab.route("**/*.js*", lambda route: route.abort())
+    tab.goto(f"{address}/{PAGE}")
+    assert tab.evaluate("document.documentElement.dataset.theme") == scheme
+    tab.close()
+
+
 def test_a_theme_is_chosen_by_keyboard_and_stays(desk, address):
     desk.goto(f"{address}/{PAGE}")
     theme = "document.documentElement.dataset.theme"
