@@ -454,6 +454,23 @@ def test_rates_for_pictures_are_below_one():
         assert all(0 < rate < 0.1 for rate in rates.values())
 
 
+def test_a_checkpoint_of_dora_is_loaded_as_dora(tmp_path):
+    save(attach(build("gpt2"), DoRA(r=2)), tmp_path)
+    (method,) = adaptations_of(load(build("gpt2"), tmp_path)).methods.values()
+    assert type(method) is DoRA
+
+
+def test_a_save_that_never_gets_its_turn_says_so(tmp_path, monkeypatch):
+    def busy(source, target):
+        target.mkdir(exist_ok=True)  # another process has always been faster
+        raise OSError("Directory not empty")
+
+    model = attach(build("gpt2"), LoRA(r=2))
+    monkeypatch.setattr("os.rename", busy)
+    with pytest.raises(OSError, match="not empty"):
+        save(model, tmp_path)
+
+
 # What survives has an explanation, and that is of the code as it is
 
 
