@@ -149,6 +149,7 @@ def test_a_build_killed_at_any_moment_leaves_no_half_site_and_the_next_is_whole(
                 assert not html.exists() or content(html) == site
             else:  # make alone: what it started goes on, beside the next build
                 process.kill()
+                process.wait()  # or it would stay in its group, as a zombie
         finish(book)
         await_orphans(process.pid)
         process.communicate()
