@@ -4,10 +4,13 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from tqdm import tqdm
 
 REPEATS = int(os.environ.get("FAULTS", "4"))  # `make faults` asks for 50
 LIMIT = 120  # seconds that a job may take
@@ -21,6 +24,8 @@ def run(job: Callable[[], Any], kill_after: float | None = None) -> int | None:
     process = os.fork()
     if process == 0:
         status = 1
+        # tqdm's own lock is one for all forks: a child that is killed with it would keep it for good.
+        tqdm.set_lock(threading.RLock())
         try:
             job()
             status = 0
