@@ -74,7 +74,8 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
     It is trainable, and the only active one.
 
     The tensors decide: the modules they name are the targets, their shapes the ranks. They are
-    kept in float32, whatever they were stored in; `modules_to_save` have the dtype of the base.
+    kept in float32, whatever they were stored in; `modules_to_save` have the dtype of the base. They are
+    every module of which the file has a weight, unless it equals the base's.
 
     Args:
         model: the base model the adaptation was made for; changed in place.

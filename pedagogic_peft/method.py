@@ -110,8 +110,8 @@ class Method:
             raise ValueError(f"modules_to_save: adapters sit at {lost}: name others")
         for path, delta in deltas.items():
             own = next(modules[path].parameters(), torch.empty(0))  # a module of RoPE has none
-            if any(p.device != own.device for p in delta.parameters()):
-                delta.to(own.device)
+            if any((p.device, p.dtype) != (own.device, torch.float32) for p in delta.parameters()):
+                delta.to(own.device, torch.float32)
         return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
 
     @classmethod
@@ -140,7 +140,9 @@ class Method:
             ValueError: an option is not supported, or the tensors do not fit the model.
         """
         peft_format.check_options(config, [*cls.keys(), cls.SWITCH])
-        tensors = peft_format.without_prefix(model, tensors)
+        tensors, strange = peft_format.take(PREFIX, tensors)
+        checks.expect(not strange, "tensors", sorted(strange)[:3], f"names like {PREFIX}...")
+        config, tensors = peft_format.sort_out(model, config, tensors)
         marks = {re.fullmatch(rf"(.+)\.({cls.MARK})", key): t for key, t in tensors.items()}
         method = cls(**cls.read(model, config, {m[1]: t for m, t in marks.items() if m}))
         deltas = method.build(model)
@@ -151,7 +153,6 @@ class Method:
     def read(cls, model: nn.Module, config: Config, marks: Tensors) -> dict[str, Any]:
         """Return the hyper-parameters of a checkpoint that has ``{path: tensor}`` of each `MARK`."""
         found = {name: config.get(key, theirs) for key, (name, theirs) in cls.keys().items()}
-        found["modules_to_save"] = peft_format.heads_of(config, model)
         if cls.MARK:
             peft_format.check_paths(model, config, marks, cls.can_adapt)
             found["target_modules"] = targets.shortest_names(model, marks)

@@ -17,16 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pedagogic_peft import checks
 from pedagogic_peft.sites import base_modules
-from pedagogic_peft.targets import Test, inside, is_named
+from pedagogic_peft.targets import Test, inside, is_named, shortest_names
 
 Config = Mapping[str, Any]
 Tensors = Mapping[str, Tensor]
 Deltas = dict[str, nn.Module]  # path of a module -> its delta
 
 PREFIX = "base_model.model."
-
-# PEFT adds these to modules_to_save for classifiers, whichever of them the model has.
-AUTOMATIC_HEADS = {"classifier", "score"}
 
 # Which keys of a configuration are accepted, and which values.
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -116,30 +113,35 @@ def fill(deltas: Mapping[str, Any], tensors: Tensors) -> None:
             raise ValueError(f"{path}.{odd[0]} is not made up as the configuration says")
 
 
-def without_prefix(model: nn.Module, tensors: Tensors) -> dict[str, Tensor]:
-    """Return the tensors under ``path.key``, without the copies of the base that PEFT writes.
+def take(prefix: str, tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors whose names begin so, without the prefix, and the others."""
+    taken = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+    return taken, {k: t for k, t in tensors.items() if not k.startswith(prefix)}
+
+
+def sort_out(model: nn.Module, config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """Return the configuration, naming every module trained in full, and the tensors without copies.
+
+    A tensor that is named like one of the base's is of a module trained in full, though the end of a word
+    in `modules_to_save` may be all that names it ("norm"), or nothing: PEFT saves the embeddings too when
+    the vocabulary has grown. If it equals the base's, it is a mere copy. A name of no module means nothing,
+    for PEFT adds "classifier" and "score" whichever the model has.
 
     Raises:
-        ValueError: a name has no prefix; a copy of the base differs from the base here.
+        ValueError: what PEFT would change in the base is adapted, or tied to what the file has not.
     """
-    if strange := [key for key in tensors if not key.startswith(PREFIX)]:
-        raise ValueError(f"The tensors {some(strange)} do not begin with {PREFIX!r}")
-    kept, modules = {}, base_modules(model)
-    for key, tensor in tensors.items():
-        path, is_copy, attribute = key.removeprefix(PREFIX).partition(".base_layer.")
-        own = getattr(modules.get(path), attribute, None) if is_copy else None
-        if not is_copy:
-            kept[path] = tensor
-        elif own is None or not torch.equal(own.detach().cpu(), tensor.to(own.dtype)):
+    modules = base_modules(model)
+    own = {f"{p}.{k}": t for p, m in modules.items() for k, t in m.named_parameters(recurse=False)}
+    theirs = {k: b for k in tensors if (b := own.get(k.replace(".base_layer.", "."))) is not None}
+    heads = [p for p in modules if is_named(config.get("modules_to_save") or [], p)]
+    for key, base in theirs.items():
+        if inside(key, heads) or torch.equal(base.detach().cpu(), tensors[key].to(base.dtype)):
+            continue
+        if any(b is base for k, b in own.items() if k not in tensors):  # so it is at base_layer too
             raise ValueError(f"{key}: the checkpoint was made on a base with another weight")
-    return kept
-
-
-def heads_of(config: Config, model: nn.Module) -> list[str]:
-    """Return the names of the modules trained in full."""
-    automatic = AUTOMATIC_HEADS if config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") else set()
-    names, modules = dict.fromkeys(config.get("modules_to_save") or []), base_modules(model)
-    return [n for n in names if n not in automatic or any(is_named([n], path) for path in modules)]
+        heads.append(key.rpartition(".")[0])
+    kept = {k: t for k, t in tensors.items() if k not in theirs or inside(k, heads)}
+    return {**config, "modules_to_save": shortest_names(model, heads)}, kept
 
 
 def check_paths(model: nn.Module, config: Config, paths: Iterable[str], can_adapt: Test) -> None:

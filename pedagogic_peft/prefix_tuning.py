@@ -14,7 +14,6 @@ import re
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft import attention, checks
@@ -194,17 +193,22 @@ class Prefix(AttentionDelta):
     def attend(
         self, run: Attend, module: Any, Q: Tensor, K: Tensor, V: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Put the prefix in front of keys and values, where every query sees it."""
+        """Put the prefix in front of keys and values, where every query sees it.
+
+        Where attention has a sliding window, each sees as much of it as of n tokens before the text.
+        """
         P = self.keys_and_values().to(K).permute(1, 2, 0, 3)  # (2, heads, n, size)
         P = P[:, None].expand(-1, len(K), -1, -1, -1)  # (2, batch, heads, n, size)
         n, q, k = self.shape[0], Q.shape[2], K.shape[2]
-        causal = kwargs.get("is_causal")
-        if causal is None:
-            causal = getattr(module, "is_causal", True)
-        if mask is None and causal and q > 1:  # SDPA would make this mask itself, without a prefix
-            mask = torch.ones(1, 1, q, k, dtype=torch.bool, device=K.device).tril()
+        given = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if given is None else given
+        window = causal and kwargs.get("sliding_window") or n + k
+        if mask is None and (causal and q > 1 or n + k > window):  # SDPA's own would have no prefix
+            mask = torch.ones(1, 1, q, k, dtype=torch.bool, device=K.device).tril(k - q)
         if mask is not None:
-            mask = F.pad(mask, (n, 0), value=1.0 if mask.dtype == torch.bool else 0.0)
+            seen = torch.ones(mask.shape[-2], n, device=K.device).triu(n + k - q - window + 1)
+            seen = seen.bool() if mask.dtype == torch.bool else seen.log().to(mask)
+            mask = torch.cat([seen.expand(*mask.shape[:-1], n), mask], dim=-1)
         bias, table = kwargs.get("position_bias"), self.table[0]
         if bias is not None:  # T5: (1, heads, q, k)
             own = bias.new_zeros(1, bias.shape[1], q, n)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft import checks
 from pedagogic_peft.method import Checkpoint, Config, Deltas, Method, Tensors, hyper, own_deltas
-from pedagogic_peft.peft_format import TABLE, check_options, fill, tensors_of
+from pedagogic_peft.peft_format import TABLE, check_options, fill, sort_out, take, tensors_of
 from pedagogic_peft.sites import Args, Kwargs, base_modules
 from pedagogic_peft.targets import Modules, Names
 
@@ -92,6 +92,7 @@ class PromptMethod(Method):
         check_options(config, cls.keys())
         saved, rest = take("base_model.", tensors)
         network, rest = take("prompt_encoder.", rest)
+        config, copies = sort_out(model, config, saved)
         if rest.keys() not in ({"prompt_embeddings"}, {"prefix"}):
             raise ValueError(f"Expected a tensor prompt_embeddings; there are {list(tensors)}")
         [(name, P)], n = rest.items(), config.get("num_virtual_tokens")
@@ -100,7 +101,7 @@ class PromptMethod(Method):
         method = cls(**cls.read(model, config, {}) | ({} if network else cls.PLAIN))
         deltas = method.build(model)
         own = network or method.split(model, config, P[:n], list(prompts_of(deltas)))
-        fill(deltas, own | saved)
+        fill(deltas, {**own, **copies})
         return method, deltas
 
     def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
@@ -432,9 +433,3 @@ def check_fits(n: int, tokens: int, limit: int | None) -> None:
 def prompts_of(deltas: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``{path: delta}`` of those that have a prompt."""
     return {path: delta for path, delta in deltas.items() if hasattr(delta, "prompt")}
-
-
-def take(prefix: str, tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the tensors whose names begin so, without the prefix, and the others."""
-    taken = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-    return taken, {k: t for k, t in tensors.items() if not k.startswith(prefix)}

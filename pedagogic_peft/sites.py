@@ -18,7 +18,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,9 @@ class Site(Place):
         base: the module that is adapted.
         adaptations, layer: as in `Place`.
     """
+
+    # transformers saves one name of a weight with several, and asks which it may leave out.
+    _tied_weights_keys: ClassVar[dict[str, str]] = {r"base\.": ""}
 
     def __init__(self, base: nn.Module, adaptations: Adaptations, layer: int | None = None):
         super().__init__(adaptations, layer)

@@ -101,8 +101,8 @@ class Projections(nn.Module):
         for name, rows, columns in (("A", r, d_in), ("B", d_out, r)):
             # Kaiming initialisation for rectifiers (He et al. 2015): variance 2 / columns.
             bound = math.sqrt(3) * math.sqrt(2) / math.sqrt(columns)
-            values = torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
-            self.register_buffer(name, values, persistent=False)
+            values = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
+            self.register_buffer(name, values.uniform_(-bound, bound, generator=generator), False)
 
     def take(self, tensors: Tensors) -> None:
         """Take the values of a checkpoint, {"A": ..., "B": ...}.

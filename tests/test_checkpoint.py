@@ -8,7 +8,7 @@ import torch
 from models import build, logits, randomise
 from safetensors.torch import load_file, save_file
 
-from pedagogic_peft import LoRA, attach, load, merge, save
+from pedagogic_peft import LoRA, attach, detach, load, merge, save
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what is meant here
@@ -93,6 +93,14 @@ MORE_OF_PEFT = {
     ),
     "pefts default targets": ("gpt2", {}),
     "causal language model": ("gpt2", {"target_modules": ["c_attn"], "task_type": "CAUSAL_LM"}),
+    "a head named by the end of a word": (  # PEFT trains every *norm, as LongLoRA asks it to
+        "llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["norm", "embed_tokens"]},
+    ),
+    "heads of other models": (
+        "llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "word_embeddings"]},
+    ),
     "gaussian": ("gpt2", {"target_modules": ["c_attn"], "init_lora_weights": "gaussian"}),
 }
 
@@ -150,6 +158,41 @@ def test_with_several_active_adaptations_save_asks_which(tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 2
     with pytest.raises(ValueError, match=r"'c'.*a, b"):
         save(model, tmp_path, "c")
+
+
+@pytest.mark.parametrize("grown", [False, True])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])  # tied, and not
+def test_embeddings_that_peft_saves_unnamed_are_read(name, grown, tmp_path):
+    theirs = peft.get_peft_model(build(name), peft.LoraConfig()).eval()
+    with torch.no_grad():
+        theirs.get_base_model().get_input_embeddings().weight[-3:] += grown  # new tokens
+        theirs.get_base_model().get_output_embeddings().weight[-3:] -= 3 * grown
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=True)
+    ours = load(build(name), tmp_path / "theirs")
+    torch.testing.assert_close(logits(ours, name), logits(theirs, name), rtol=1e-5, atol=1e-5)
+    again = peft.PeftModel.from_pretrained(build(name), save(ours, tmp_path / "ours")).eval()
+    torch.testing.assert_close(logits(again, name), logits(theirs, name), rtol=1e-5, atol=1e-5)
+    trained = {key for key, p in ours.named_parameters() if p.requires_grad and "lora" not in key}
+    assert len(trained) == 2 * grown  # equal ones are no part of the adaptation
+
+
+def test_embeddings_tied_to_more_than_the_file_has_are_refused(tmp_path):
+    theirs = peft.get_peft_model(build("t5"), peft.LoraConfig())
+    with torch.no_grad():
+        theirs.get_base_model().shared.weight += 1  # the encoder's and the decoder's too
+    theirs.save_pretrained(tmp_path, save_embedding_layers=True)
+    refused(tmp_path, "lm_head.weight", "another weight", name="t5")
+
+
+def test_what_is_attached_inside_a_peft_model_comes_back(tmp_path):
+    outer = peft.get_peft_model(build("llama"), peft.LoraConfig())
+    model = attach(outer, LoRA(r=2, target_modules="all-linear"))
+    randomise(model)
+    expected = logits(model, "llama")
+    save(model, tmp_path)
+    detach(model)
+    assert torch.equal(logits(load(model, tmp_path), "llama"), expected)
 
 
 # Claim: what does not fit is refused with a clear message, and the model is as before

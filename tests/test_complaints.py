@@ -20,7 +20,18 @@ from models import batch, build, gradients, logits, randomise
 from safetensors.torch import load_file, save_file
 from test_verbs import assert_as_before, snapshot
 
-from pedagogic_peft import LoRA, attach, count_parameters, detach, load, merge, save, unmerge
+from pedagogic_peft import (
+    DoRA,
+    LoRA,
+    VeRA,
+    attach,
+    count_parameters,
+    detach,
+    load,
+    merge,
+    save,
+    unmerge,
+)
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -133,6 +144,20 @@ def test_adaptations_are_float32_beside_any_base_and_load_from_any_file(dtype, s
     model = load(build("gpt2").to(dtype), saved)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert logits(model, "gpt2").dtype == dtype
+
+
+@pytest.mark.parametrize("method", [LoRA(), DoRA(), VeRA(r=8, save_projection=False)], ids=str)
+def test_torchs_default_dtype_changes_neither_dtypes_nor_numbers(method, tmp_path):
+    model = attach(build("gpt2"), method)
+    randomise(model)
+    save(model, tmp_path)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        new, back = attach(build("gpt2"), method), load(build("gpt2"), tmp_path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for m in (new, back) for p in m.parameters()} == {torch.float32}
+    assert torch.equal(logits(back, "gpt2"), logits(model, "gpt2"))
 
 
 def test_deltas_live_where_their_base_lives():

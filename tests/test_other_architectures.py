@@ -49,3 +49,24 @@ def test_checkpoints_go_both_ways(name, method, tmp_path):
         save(ours, tmp_path / "ours")
         again = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
         torch.testing.assert_close(again(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["MistralForCausalLM", "Qwen2ForCausalLM", "Gemma3ForCausalLM"])
+def test_a_prefix_is_as_far_away_in_a_sliding_window_as_in_peft(name, tmp_path):
+    torch.manual_seed(0)
+    config = {"Gemma3ForCausalLM": "Gemma3TextConfig"}.get(
+        name, name.replace("ForCausalLM", "Config")
+    )
+    window = {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 0}
+    options = GROUPED | window | {"eos_token_id": None}
+    base = getattr(transformers, name)(getattr(transformers, config)(**options)).eval()
+    inputs = {"input_ids": torch.randint(5, 60, (2, 12))}  # longer than the window
+    theirs = peft.get_peft_model(copy.deepcopy(base), copy.deepcopy(METHODS["prefix"])).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = load(copy.deepcopy(base), tmp_path).eval()
+    with torch.no_grad():
+        expected, few = theirs(**inputs).logits, {k: v[:, :5] for k, v in inputs.items()}
+        torch.testing.assert_close(ours(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours(**few).logits, theirs(**few).logits, atol=1e-4, rtol=1e-4)
+    texts = [ours.generate(**few, max_new_tokens=9, use_cache=cache) for cache in (True, False)]
+    assert torch.equal(*texts) and torch.equal(texts[0], theirs.generate(**few, max_new_tokens=9))

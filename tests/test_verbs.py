@@ -376,6 +376,22 @@ def test_the_trainer_of_transformers_trains_the_adaptation_only(tmp_path):
     assert any("lora_B" in key for key in moved)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+@pytest.mark.parametrize(
+    "head", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head"]}]
+)
+def test_a_model_whose_tied_head_is_adapted_can_be_saved_whole(name, head, tmp_path):
+    from safetensors.torch import load_file
+
+    model, again = attach(build(name), LoRA(**head)), attach(build(name), LoRA(**head))
+    for parameter in model.parameters():
+        parameter.data += 0.1
+    model.save_pretrained(tmp_path)  # as transformers' Trainer does while it trains
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert torch.equal(logits(again, name), logits(model, name))
+
+
 def test_attributes_of_the_base_can_be_read_through_the_site():
     model = attach(build("llama"), LoRA(target_modules=["q_proj", "embed_tokens"]))
     q_proj = model.model.layers[0].self_attn.q_proj
