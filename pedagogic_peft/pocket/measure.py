@@ -25,10 +25,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from pedagogic_peft import LoRA, attach, train
+from pedagogic_peft import LoRA, PromptTuning, attach, train
 from pedagogic_peft.bases import load_base, pocket_folder
 from pedagogic_peft.pocket import check, tasks
 from pedagogic_peft.training import History
@@ -43,60 +43,16 @@ VIRTUAL_TOKENS = 20
 VALIDATION, TEST = 10_001, 20_001  # seeds of the examples; training uses the run's own seed
 
 
-class SoftPrompt(nn.Module):
-    """Prompt tuning (Lester et al. 2021): ``n`` trained embeddings in front of the input's.
-
-    It starts from embeddings of random words, whose scale is the right one by construction.
-    """
-
-    def __init__(self, model: Any, n: int):
-        super().__init__()
-        self.model, self.config = model.requires_grad_(False), model.config
-        table = model.get_input_embeddings().weight
-        words = torch.randint(4, len(table), (n,))  # the first four are special tokens
-        self.prompt = nn.Parameter(table[words].detach().clone())  # (n, d)
-
-    @property
-    def device(self) -> torch.device:
-        return self.prompt.device
-
-    def prepend(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """Embeddings (batch, n + length, d), and their mask, which lets every token see the prompt."""
-        embedded = self.model.get_input_embeddings()(input_ids)
-        prompt = self.prompt.expand(len(input_ids), -1, -1)
-        seen = torch.ones(prompt.shape[:2], dtype=attention_mask.dtype, device=self.device)
-        mask = torch.cat([seen, attention_mask], dim=1)
-        # left-padded rows: a word's position counts the words before it, not the padding
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        embeds = torch.cat([prompt, embedded], dim=1)
-        return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": places}
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
-    ) -> Any:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if labels is not None:  # nothing is learned at the prompt's own positions
-            labels = nn.functional.pad(labels, (len(self.prompt), 0), value=-100)
-        out = self.model(**self.prepend(input_ids, mask), labels=labels)
-        out.logits = out.logits[
-            :, len(self.prompt) :
-        ]  # one for each input token, as without prompt
-        return out
-
-    def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
-        """Generate after prompt and input; returns the input with its continuation, (batch, length)."""
-        start = self.prepend(input_ids, attention_mask)
-        start.pop("position_ids")  # generate() makes its own from the mask
-        return torch.cat([input_ids, self.model.generate(**start, **options)], dim=1)
-
-
-def adapted(base: nn.Module, method: str, seed: int) -> nn.Module:
+def adapted(base: Any, method: str, seed: int) -> nn.Module:
     """A copy of the base, ready to train by ``"full"``, ``"lora"`` or ``"prompt"``."""
     torch.manual_seed(seed)
-    model = copy.deepcopy(base)
+    model: nn.Module = copy.deepcopy(base)
     if method == "lora":
-        return attach(model, LoRA(r=8, alpha=16, target_modules="all-linear"))
-    return SoftPrompt(model, VIRTUAL_TOKENS) if method == "prompt" else model
+        attach(model, LoRA(r=8, alpha=16, target_modules="all-linear"))
+    if method == "prompt":
+        words = torch.randint(4, base.config.vocab_size, (VIRTUAL_TOKENS,))  # no special tokens
+        attach(model, PromptTuning(num_virtual_tokens=VIRTUAL_TOKENS, init=words.tolist()))
+    return model
 
 
 class Bench:
