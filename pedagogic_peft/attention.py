@@ -26,7 +26,7 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Run SDPA with each running delta of the module's annex around it, the first innermost."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -36,13 +36,14 @@ def attention(
     for delta in annex.running() if annex is not None else ():
         if hasattr(delta, "attend"):
             run = partial(delta.attend, run)
-    return run(module, query, key, value, mask, **kwargs)
+    return run(module, query, key, value, attention_mask, **kwargs)
 
 
 def check_can_take_over(model: Any) -> None:
     """Raise a ValueError if the model's attention cannot be `attention`."""
     can = hasattr(model, "set_attn_implementation") and model._can_set_attn_implementation()
-    if not can or not model._supports_sdpa:
+    # DiffLlama's function gets half an attention at a time; CTRL's positions are no module's, to be shifted.
+    if not can or not model._supports_sdpa or model_type(model) in ("ctrl", "diffllama"):
         what = f"{type(model).__name__} does not compute its attention by transformers' interface"
         raise ValueError(f"{what} and SDPA, where prefixes and LLaMA-Adapter act")
     if (found := model.config._attn_implementation) not in ("sdpa", "eager", NAME):

@@ -64,7 +64,7 @@ def save(
     config = common | config | ({"task_type": task_type} if task_type else {})
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, config, {key: tensor.detach().contiguous() for key, tensor in tensors.items()})
+    _write(folder, config, {k: t.detach().contiguous().clone() for k, t in tensors.items()})
     return folder
 
 

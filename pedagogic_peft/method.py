@@ -123,10 +123,13 @@ class Method:
     def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
         """Return the configuration and the tensors of a checkpoint."""
         config = {key: getattr(self, name) for key, (name, _) in self.keys().items()}
-        config["modules_to_save"] = list(self.modules_to_save) or None
+        modules, heads = base_modules(model), targets.find_modules(model, self.modules_to_save)
+        # To PEFT a name is the end of any path, so that "norm" means an input_layernorm as well.
+        ends = tuple(self.modules_to_save)
+        more = any(path.endswith(ends) for path in modules.keys() - heads.keys())
+        config["modules_to_save"] = list(heads if more else ends) or None
         if self.MARK:
-            own = own_deltas(deltas)
-            adapted = {p: m for p, m in base_modules(model).items() if p in own}
+            adapted = {path: modules[path] for path in own_deltas(deltas)}
             config["target_modules"] = targets.shortest_names(model, adapted)
             config["fan_in_fan_out"] = any(map(targets.is_conv1d, adapted.values()))
         tensors = peft_format.tensors_of(deltas)

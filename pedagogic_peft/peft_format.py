@@ -161,8 +161,6 @@ def _targets_of(config: Config, model: nn.Module, can_adapt: Test) -> set[str]:
     """Return the paths PEFT would adapt ("all-linear" says too little to tell: none)."""
     modules, targets = base_modules(model), config.get("target_modules") or "all-linear"
     layers, names = config.get("layers_to_transform"), config.get("layers_pattern") or r"[^.]*"
-    if targets == "all-linear":
-        return set()
     paths = [path for path, m in modules.items() if can_adapt(m) and is_named(targets, path)]
     if layers not in (None, []) and not isinstance(targets, str):
         # PEFT counts layers by the first number that follows one of these names.

@@ -197,8 +197,8 @@ class Prefix(AttentionDelta):
 
         Where attention has a sliding window, each sees as much of it as of n tokens before the text.
         """
-        P = self.keys_and_values().to(K).permute(1, 2, 0, 3)  # (2, heads, n, size)
-        P = P[:, None].expand(-1, len(K), -1, -1, -1)  # (2, batch, heads, n, size)
+        # (n, 2, heads, size) -> (2, batch, heads, n, size)
+        P = self.keys_and_values().to(K).permute(1, 2, 0, 3)[:, None].expand(-1, len(K), -1, -1, -1)
         n, q, k = self.shape[0], Q.shape[2], K.shape[2]
         given = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if given is None else given
@@ -215,8 +215,7 @@ class Prefix(AttentionDelta):
             if table is not None:
                 own = table.compute_bias(q, n, K.device, past_seen_tokens=n + k - q).to(bias)
             kwargs["position_bias"] = torch.cat([own, bias], dim=-1)
-        K, V = torch.cat([P[0], K], dim=2), torch.cat([P[1], V], dim=2)
-        return run(module, Q, K, V, mask, **kwargs)
+        return run(module, Q, torch.cat([P[0], K], 2), torch.cat([P[1], V], 2), mask, **kwargs)
 
 
 class PositionShift(nn.Module):

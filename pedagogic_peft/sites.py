@@ -100,15 +100,17 @@ class Site(Place):
 
     def __init__(self, base: nn.Module, adaptations: Adaptations, layer: int | None = None):
         super().__init__(adaptations, layer)
-        self.base = base
-        self.training = base.training
+        self.base, self.training = base, base.training
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run ``base`` on ``x``, then let each running adaptation change its output ``y``."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run ``base`` on its first argument ``x``, then let each adaptation change its output ``y``."""
+        x, *more = args or [kwargs.pop(next(iter(kwargs)))]  # an attention gets all of them by name
         rows = self.adaptations.rows
         if rows and self.adaptations.computed and not set(rows).isdisjoint(self.deltas):
-            return self.forward_rows(x, rows)
-        return self.forward_with(self.running(), x, *args, **kwargs)
+            return self.forward_rows(rows, x, *more, **kwargs)
+        if (deltas := self.running()) and all(isinstance(delta, TrainedCopy) for delta in deltas):
+            return deltas[-1](x, None, *more, **kwargs)  # an attention would fill the cache twice
+        return self.forward_with(deltas, x, *more, **kwargs)
 
     def forward_with(self, deltas: Sequence[Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on ``x`` with these deltas."""
@@ -120,7 +122,7 @@ class Site(Place):
             y = delta(x, y, *args, **kwargs)
         return y
 
-    def forward_rows(self, x: Tensor, rows: Sequence[str | None]) -> Tensor:
+    def forward_rows(self, rows: Sequence[str | None], x: Tensor) -> Tensor:
         """Run ``base`` once for all rows of ``x``, and each row's own delta; x: (batch, ...).
 
         Several rows of x may belong to one entry of ``rows`` (beams, flattened tokens): then they

@@ -27,6 +27,7 @@ CASES = {
             "alpha_pattern": {"layers.1.self_attn.v_proj": 3},
         },
     ),
+    "llama-one-norm": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),
     "bert-head": ("bert", {"target_modules": ["query"], "modules_to_save": ["classifier"]}),
     "roberta-head": ("roberta", {"target_modules": ["dense"], "modules_to_save": ["classifier"]}),
     "llama-score": (
@@ -140,6 +141,15 @@ def test_a_loaded_adaptation_is_trainable_and_active(tmp_path):
     assert trainable and all(".deltas.again.lora_" in key for key in trainable)
 
 
+def test_a_head_with_weights_tied_inside_can_be_saved(tmp_path):
+    model = attach(build("bert"), LoRA(modules_to_save=["encoder.layer.0", "classifier"]))
+    copy = model.bert.encoder.layer[0].deltas["default"].module
+    copy.attention.self.key.bias = copy.attention.self.query.bias
+    randomise(model)
+    back = load(build("bert"), save(model, tmp_path))
+    assert torch.equal(logits(back, "bert"), logits(model, "bert"))
+
+
 def test_a_merged_adaptation_is_saved_like_an_unmerged_one(tmp_path):
     model = attach(build("gpt2"), LoRA())
     randomise(model)
@@ -175,6 +185,16 @@ def test_embeddings_that_peft_saves_unnamed_are_read(name, grown, tmp_path):
     torch.testing.assert_close(logits(again, name), logits(theirs, name), rtol=1e-5, atol=1e-5)
     trained = {key for key, p in ours.named_parameters() if p.requires_grad and "lora" not in key}
     assert len(trained) == 2 * grown  # equal ones are no part of the adaptation
+
+
+def test_a_head_is_saved_under_a_name_that_means_no_more_in_peft(tmp_path):
+    model = attach(build("gpt2"), LoRA(target_modules=["h.0.attn.c_attn"], modules_to_save=["h.1"]))
+    randomise(model)
+    theirs = peft.PeftModel.from_pretrained(build("gpt2"), save(model, tmp_path / "ours")).eval()
+    torch.testing.assert_close(logits(theirs, "gpt2"), logits(model, "gpt2"))
+    again = save(load(build("gpt2"), tmp_path / "ours"), tmp_path / "again")
+    theirs = peft.PeftModel.from_pretrained(build("gpt2"), again).eval()
+    torch.testing.assert_close(logits(theirs, "gpt2"), logits(model, "gpt2"))
 
 
 def test_embeddings_tied_to_more_than_the_file_has_are_refused(tmp_path):

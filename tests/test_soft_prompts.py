@@ -10,7 +10,7 @@ from models import BUILDERS, VOCAB, batch, build, gradients, logits, randomise
 from torch import Tensor, nn
 
 from pedagogic_peft import LoRA, activate, attach, count_parameters, detach, disabled, load, save
-from pedagogic_peft.attention import NAME
+from pedagogic_peft.attention import NAME, attention
 from pedagogic_peft.llama_adapter import GatedPrompt, LlamaAdapter
 from pedagogic_peft.prefix_tuning import PrefixTuning, PTuningV2
 from pedagogic_peft.prompt_tuning import PromptTuning, PTuning
@@ -607,6 +607,27 @@ def test_other_attention_implementations_are_refused_before_anything_changes(key
     assert not list(sites(model)) and all(p.requires_grad for p in model.parameters())
     with pytest.raises(ValueError, match="Sequential does not compute its attention"):
         attach(nn.Sequential(nn.Linear(2, 2)), METHODS[key])
+
+
+@pytest.mark.parametrize("name", ["CTRL", "DiffLlama"])
+@pytest.mark.parametrize("key", ["prefix", "llama-adapter"])
+def test_architectures_whose_attention_is_another_are_refused(name, key):
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(hidden_size=32, vocab_size=VOCAB)
+    model = nn.Module()
+    model.config = config
+    head = {"CTRL": "CTRLLMHeadModel"}.get(name, f"{name}ForCausalLM")
+    model.__class__ = getattr(transformers, head)
+    with pytest.raises(ValueError, match=f"{head} does not compute its attention"):
+        attach(model, METHODS[key])
+
+
+def test_an_attention_may_pass_its_mask_by_name():  # as those of transformers' Afmoe do
+    module = adapted("llama", METHODS["prefix"]).model.layers[0].self_attn
+    Q, K = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8)
+    expected, _ = attention(module, Q, K, K, None)
+    assert torch.equal(attention(module, Q, K, K, attention_mask=None)[0], expected)
 
 
 def test_a_static_cache_is_refused_with_a_prompt():

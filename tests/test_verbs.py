@@ -392,6 +392,19 @@ def test_a_model_whose_tied_head_is_adapted_can_be_saved_whole(name, head, tmp_p
     assert torch.equal(logits(again, name), logits(model, name))
 
 
+def test_a_whole_attention_can_be_trained_in_full():
+    model = attach(build("llama"), LoRA(modules_to_save=["self_attn"], target_modules=["up_proj"]))
+    before = logits(build("llama"), "llama")
+    assert torch.equal(logits(model, "llama"), before)  # it gets all its arguments by name
+    randomise(model)
+    assert not torch.allclose(logits(model, "llama"), before, atol=1e-2)
+    text = batch("llama")["input_ids"][:1]
+    texts = [model.generate(text, max_new_tokens=5, use_cache=cache) for cache in (True, False)]
+    assert torch.equal(*texts)
+    with pytest.raises(TypeError):  # its mask is of the whole batch
+        activate(model, rows=["default", None])(**batch("llama"))
+
+
 def test_attributes_of_the_base_can_be_read_through_the_site():
     model = attach(build("llama"), LoRA(target_modules=["q_proj", "embed_tokens"]))
     q_proj = model.model.layers[0].self_attn.q_proj
