@@ -137,6 +137,8 @@ class AdaLoRABudget:
 
     Attributes:
         kept: once the choice is final, for each target which triplets are kept: (init_r,) bool.
+        step: the last step that was measured. What is measured is in no checkpoint of the Trainer, so
+            a training cannot be resumed in the middle, and each needs a budget of its own.
 
     Raises:
         ValueError: no such adaptation, one of another method, or no step between tinit and tfinal.
@@ -149,10 +151,9 @@ class AdaLoRABudget:
             raise ValueError(f"{name!r} is {type(method).__name__}: only AdaLoRA has a budget")
         good = checks.count("total_steps", total_steps) > (low := method.tinit + method.tfinal)
         checks.expect(good, "total_steps", total_steps, f"more than tinit + tfinal={low}")
-        self.method = method
+        self.method, self.step = method, 0
         self.final = total_steps - method.tfinal  # the step of the final choice
-        here = deltas_of(model, name).values()
-        self.deltas = [delta for delta in here if isinstance(delta, AdaLoRALinear)]
+        self.deltas = [d for d in deltas_of(model, name).values() if isinstance(d, AdaLoRALinear)]
         self.sensitivity: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
         self.kept: list[Tensor] | None = None
 
@@ -176,7 +177,12 @@ class AdaLoRABudget:
 
         A weight's sensitivity is ``I = |w ∂L/∂w|``. Kept are Ī, its running mean with beta1, and Ū,
         the running mean of ``|I - Ī|`` with beta2.
+
+        Raises:
+            ValueError: this step does not follow the one that was measured last.
         """
+        expected = f"{self.step + 1}: a budget measures one training, from the first step on"
+        self.step = checks.expect(step == self.step + 1, "step", step, expected)
         self.add_penalty_gradient()
         for parameter in (p for delta in self.deltas for p in delta.parameters()):
             if parameter.grad is not None:
@@ -237,8 +243,8 @@ class AdaLoRABudget:
             return mean * spread
 
         triplets = ((d.lora_A, d.lora_E, d.lora_B) for d in self.deltas)
-        importance = [s(Q).mean(1) + s(E).sum(1) + s(P).mean(0) for Q, E, P in triplets]
-        scores = torch.cat(importance)  # (number of targets * init_r,)
+        # (number of targets * init_r,)
+        scores = torch.cat([s(Q).mean(1) + s(E).sum(1) + s(P).mean(0) for Q, E, P in triplets])
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept[scores.topk(budget).indices] = True
         return list(kept.split(self.method.init_r))

@@ -16,21 +16,15 @@ import torch
 from torch import nn
 
 from pedagogic_peft import attention, checks
+from pedagogic_peft.architectures import model_type
 from pedagogic_peft.counting import memory_of
 from pedagogic_peft.method import Method
 from pedagogic_peft.peft_format import fill, tensors_of
-from pedagogic_peft.sites import (
-    Adaptations,
-    Annex,
-    Place,
-    Site,
-    deltas_of,
-    layer_of,
-    outline,
-    sites,
-    swap,
-)
+from pedagogic_peft.sites import Adaptations, Annex, Site, deltas_of, layer_of, outline, sites, swap
 from pedagogic_peft.targets import Names
+
+# In (parts of) these the tokens come before the rows of the batch.
+TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".split()
 
 
 def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:
@@ -119,7 +113,9 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
 
     Raises:
         ValueError: the model has no such adaptation; names and rows together; rows of prefix
-            tuning or LLaMA-Adapter, which act on a whole batch.
+            tuning or LLaMA-Adapter, which act on a whole batch, or of what sits where the rows of a
+            batch are not in order: in mixed experts, and in models that put the tokens first.
+            (The forward pass raises a TypeError at a module with more inputs than one.)
         RuntimeError: an adaptation is merged.
     """
     named = names if rows is None else [name for name in rows if name is not None]
@@ -345,7 +341,7 @@ def install(
     modules: dict[str, Any] = dict(outline(model))
     for path, delta in deltas.items():
         module = modules[path]
-        place: Place
+        place: Any
         if getattr(delta, "beside", False):
             place = module._modules.get("annex") or Annex(module, record, layer_of(path))
             if not hasattr(delta, "for_rows"):
@@ -357,6 +353,9 @@ def install(
         place.deltas[name] = delta
         if delta.training != place.training:
             delta.train(place.training)
+    # Experts that are modules see the tokens that are sent to them, of any row.
+    if model_type(model) in TOKENS_FIRST or any("experts" in path.split(".") for path in deltas):
+        record.whole_batch.add(name)
     swap(model, seats)
     if any(hasattr(delta, "attend") for delta in deltas.values()):
         attention.take_over(model, record)

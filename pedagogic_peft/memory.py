@@ -4,8 +4,10 @@ A step holds four things: the weights, a gradient for each trained weight, what 
 remembers of it (AdamW: two moments), and the activations that the backward pass will need. The first
 three are products of a count and a size. The fourth is counted here tensor by tensor, for the decoders
 of transformers with its default attention (SDPA), which keeps no (sequence x sequence) matrix, and
-without dropout. What comes on top is not in the formula: buffers that live for a moment, the
-allocator's fragments, the libraries themselves.
+without dropout. The activation function is one kernel: GPT-2's "gelu_new" is written out and keeps
+three more tensors of the feed-forward width in each layer; "gelu_pytorch_tanh" is the same in one.
+What comes on top is not in the formula: buffers that live for a moment, the allocator's fragments, the
+libraries themselves.
 """
 
 from collections.abc import Mapping
@@ -63,17 +65,24 @@ class Decoder:
         """Read the sizes from a transformers configuration.
 
         Raises:
-            ValueError: the architecture is neither GPT-2's nor Llama's.
+            ValueError: the architecture is neither GPT-2's nor Llama's, or a variant: heads that do not
+                share the width, or Llama's maps with biases.
         """
         kind = config.model_type
         if kind == "gpt2":
             d, f = config.n_embd, config.n_inner or 4 * config.n_embd
             blocks = (config.n_layer, d, f, config.n_head, config.vocab_size)
-            return cls(kind, *blocks, kv_width=d, positions=config.n_positions)
+            tied = config.tie_word_embeddings
+            return cls(kind, *blocks, kv_width=d, positions=config.n_positions, tied=tied)
         if kind != "llama":
             raise ValueError(f"model_type={kind!r}: the formula knows gpt2 and llama")
         d, heads = config.hidden_size, config.num_attention_heads
         sizes = (config.num_hidden_layers, d, config.intermediate_size, heads, config.vocab_size)
+        if config.head_dim * heads != d or config.attention_bias or config.mlp_bias:
+            raise ValueError(
+                f"head_dim={config.head_dim}, attention_bias={config.attention_bias}, "
+                f"mlp_bias={config.mlp_bias}: the formula is for {heads} heads of {d // heads}, no biases"
+            )
         kv = config.num_key_value_heads * d // heads
         return cls(kind, *sizes, kv, tied=config.tie_word_embeddings)
 

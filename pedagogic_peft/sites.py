@@ -36,7 +36,7 @@ class Adaptations:
         active: names of the adaptations that take part in the forward pass, in order.
         rows: the adaptation of each row of a batch (None: the frozen model), instead of ``active``.
         whole_batch: names of the adaptations that can't be named in ``rows``: those in an annex
-            whose deltas have no ``for_rows``.
+            whose deltas have no ``for_rows``, and those where the rows of a batch are not in order.
         enabled: False inside ``with disabled(model)``.
         dropped_layers: how many of the lowest layers run without deltas (AdapterDrop).
         originals: while the active adaptations are merged into the base weights, the weights from
@@ -55,11 +55,6 @@ class Adaptations:
     found_trainable: list[nn.Parameter] = field(default_factory=list)
     found_attention: str | None = None
 
-    @property
-    def computed(self) -> bool:
-        """Whether the places have anything to compute now: not while it is part of the weights."""
-        return self.enabled and not self.originals
-
 
 class Place(nn.Module):
     """The deltas at one module of the model.
@@ -74,13 +69,17 @@ class Place(nn.Module):
         self.deltas = nn.ModuleDict()  # adaptation name -> delta
         self.adaptations, self.layer = adaptations, layer
 
-    def running(self) -> list[Any]:
-        """Return the deltas that take part in the forward pass now, in order."""
+    @property
+    def computed(self) -> bool:
+        """Whether the place has anything to compute now: not while it is part of the weights."""
         record = self.adaptations
         dropped = self.layer is not None and self.layer < record.dropped_layers
-        if dropped or not record.computed:
-            return []
-        return [self.deltas[name] for name in record.active if name in self.deltas]
+        return record.enabled and not (record.originals or dropped)
+
+    def running(self) -> list[Any]:
+        """Return the deltas that take part in the forward pass now, in order."""
+        names = self.adaptations.active if self.computed else ()
+        return [self.deltas[name] for name in names if name in self.deltas]
 
 
 class Site(Place):
@@ -106,8 +105,10 @@ class Site(Place):
         """Run ``base`` on its first argument ``x``, then let each adaptation change its output ``y``."""
         x, *more = args or [kwargs.pop(next(iter(kwargs)))]  # an attention gets all of them by name
         rows = self.adaptations.rows
-        if rows and self.adaptations.computed and not set(rows).isdisjoint(self.deltas):
-            return self.forward_rows(rows, x, *more, **kwargs)
+        if rows and self.computed and not set(rows).isdisjoint(self.deltas):
+            if more or kwargs:  # which part of a mask is for which row is not known here
+                raise TypeError(f"rows: {type(self.base).__name__} has more than one input")
+            return self.forward_rows(rows, x)
         if (deltas := self.running()) and all(isinstance(delta, TrainedCopy) for delta in deltas):
             return deltas[-1](x, None, *more, **kwargs)  # an attention would fill the cache twice
         return self.forward_with(deltas, x, *more, **kwargs)
@@ -191,7 +192,7 @@ class Annex(Place):
         deltas: dict[Any, Any] = dict(self.deltas.items())
         rows = [deltas.get(name) for name in self.adaptations.rows]
         first = next((delta for delta in rows if delta is not None), None)
-        if first is None or not self.adaptations.computed:
+        if first is None or not self.computed:
             return super().running()
         return [first.for_rows(rows)]
 

@@ -723,6 +723,29 @@ def test_the_trainers_callback_does_the_same_as_the_loop(tmp_path):
     assert sum(int((delta.lora_E != 0).sum()) for delta in deltas_of(model)) == 2
 
 
+def test_a_budget_without_its_measures_is_not_resumed(tmp_path):
+    """A new one would choose by the one step it has seen, and zero what the training has kept."""
+    import transformers as hf
+
+    model = attach(build("gpt2"), AdaLoRA(init_r=4, target_r=1, tinit=1, tfinal=2))
+    arguments = hf.TrainingArguments(
+        tmp_path, max_steps=6, save_steps=3, report_to=[], use_cpu=True
+    )
+
+    def trainer():
+        callbacks = [AdaLoRABudget(model, total_steps=6).callback()]
+        return hf.Trainer(model, arguments, train_dataset=EXAMPLES, callbacks=callbacks)
+
+    trainer().train()
+    with pytest.raises(ValueError, match="step=4: expected 1"):
+        trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    budget = AdaLoRABudget(model, total_steps=6)
+    gradients(model, "gpt2")
+    budget.before_step(1)
+    with pytest.raises(ValueError, match="step=1: expected 2"):  # nor used again
+        budget.before_step(1)
+
+
 def test_a_budget_that_cannot_be_is_refused():
     model = attach(build("gpt2"), AdaLoRA(tinit=3, tfinal=4))
     with pytest.raises(ValueError, match="total_steps=7: expected more than tinit"):

@@ -137,6 +137,30 @@ def test_an_unknown_choice_is_an_error_that_lists_them(wrong, message):
     assert "QLoRA" in METHODS
 
 
+def test_an_untied_gpt2_has_a_head_of_its_own():
+    model = gpt2(n_embd=48, n_layer=1, n_head=4, vocab_size=90, tie_word_embeddings=False)
+    assert Decoder.of(model.config).parameters() == count_parameters(model).total
+
+
+@pytest.mark.parametrize(
+    "variant", [{"head_dim": 16}, {"attention_bias": True}, {"mlp_bias": True}]
+)
+def test_a_llama_that_the_formula_does_not_know_is_an_error(variant):
+    with pytest.raises(ValueError, match=next(iter(variant))):
+        Decoder.of(llama(**variant).config)
+
+
+def test_gelu_new_keeps_three_more_tensors_in_each_layer():
+    kept = []
+    for function in ("gelu_pytorch_tanh", "gelu_new"):
+        model = MODELS["gpt2"]()
+        for block in model.transformer.h:
+            block.mlp.act = hf.activations.ACT2FN[function]
+        ids = torch.randint(5, 80, (2, 16))
+        kept.append(kept_by_autograd(model, {"input_ids": ids, "labels": ids}))
+    assert kept[1] - kept[0] == 3 * 3 * (2 * 16) * (4 * 48) * 4
+
+
 def test_another_architecture_is_an_error():
     with pytest.raises(ValueError, match="model_type='opt': the formula knows gpt2 and llama"):
         Decoder.of(hf.OPTConfig())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers as hf
 from models import batch, build, logits, randomise
 
 from pedagogic_peft import (
@@ -13,6 +14,7 @@ from pedagogic_peft import (
     PrefixTuning,
     PromptTuning,
     activate,
+    adapter_drop,
     attach,
     disabled,
     merge,
@@ -149,6 +151,40 @@ def test_rows_that_cannot_be_are_refused():
     activate(model, "a")
     with pytest.raises(RuntimeError, match="merged"):
         activate(merge(model), rows=["a"])
+
+
+def test_dropped_layers_are_dropped_for_rows_too():
+    model, inputs = carrying_two(), four_rows()
+    with adapter_drop(model, 1), torch.no_grad():
+        expected = one_by_one(model, inputs, NAMES)
+        activate(model, rows=NAMES)
+        torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_are_refused_by_what_has_more_inputs_than_one():
+    model = carrying_two(
+        "bert", target_modules=["output.dense"], modules_to_save=["attention.self"]
+    )
+    activate(model, rows=["a", "a"])
+    with pytest.raises(TypeError, match="BertSelfAttention has more than one input"):
+        logits(model, "bert")
+
+
+OUT_OF_ORDER = {  # tokens before rows; experts that are modules
+    "Longformer": {"attention_window": 4, "hidden_size": 16, "num_hidden_layers": 1},
+    "XLNet": {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16},
+    "SwitchTransformers": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("kind", OUT_OF_ORDER)
+def test_rows_are_refused_where_the_rows_of_a_batch_are_not_in_order(kind):
+    heads = {"num_attention_heads": 2, "intermediate_size": 16} if kind == "Longformer" else {}
+    sparse = {"num_experts": 2, "num_sparse_encoder_layers": 1} if kind.startswith("Switch") else {}
+    config = getattr(hf, kind + "Config")(vocab_size=60, **OUT_OF_ORDER[kind], **heads, **sparse)
+    model = attach(getattr(hf, kind + "Model")(config), LoRA(r=2, target_modules="all-linear"), "a")
+    with pytest.raises(ValueError, match="'a'.*whole batch"):
+        activate(model, rows=["a", None])
 
 
 def with_prompts(architecture, lengths=(4, 2)):
