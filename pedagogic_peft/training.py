@@ -65,7 +65,7 @@ def train(
         lr: the highest learning rate; ignored when ``optimizer`` is given.
         weight_decay: AdamW's decoupled weight decay; ignored when ``optimizer`` is given.
         warmup: share of the steps during which the learning rate rises, in [0, 1].
-        max_grad_norm: gradients are scaled down to this global norm.
+        max_grad_norm: gradients are scaled down to this global norm; infinity leaves them as they are.
         seed: seeds Python, NumPy and torch.
         collate_fn: makes a batch from a list of examples; default `pad_collate`.
         evaluate: called with the model, in evaluation mode and without gradients, every
@@ -86,10 +86,11 @@ def train(
         A `History` with one record per step.
 
     Raises:
-        ValueError: no steps, no examples, nothing to train, a warm-up outside [0, 1], or a model
-            output without a loss; a checkpoint of another run (other examples, ``steps``,
-            ``batch_size``, ``seed`` or tensors; another ``lr`` may be tried from there), or one
-            together with ``before_step`` or ``after_step``, whose own state it would not have.
+        ValueError: no steps, no examples, nothing to train, an optimiser of other parameters, a
+            warm-up outside [0, 1], a ``max_grad_norm`` that is not positive, or a model output without
+            a loss; a checkpoint of another run (other examples, ``steps``, ``batch_size``, ``seed``,
+            tensors or optimiser; another ``lr`` may be tried from there), or one together with
+            ``before_step`` or ``after_step``, whose own state it would not have.
         FloatingPointError: the loss is not finite, or a parameter when the state is to be stored;
             the checkpoint is then the last one that was good.
         OSError: the checkpoint could not be written; the one before is whole.
@@ -107,6 +108,8 @@ def train(
         )
     if checkpoint and (before_step or after_step):
         raise ValueError("checkpoint: what before_step or after_step keep would not be in it")
+    if not max_grad_norm > 0:  # below 0 the gradients would turn round, and the loss be maximised
+        raise ValueError(f"max_grad_norm={max_grad_norm}: expected more than 0 (inf: no clipping)")
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every}: expected a number of steps")
     set_seed(seed)
@@ -115,6 +118,11 @@ def train(
     optimizer = optimizer or torch.optim.AdamW(
         trainable, lr=lr, weight_decay=weight_decay, fused=True
     )
+    moved = [p for group in optimizer.param_groups for p in group["params"]]
+    if not set(trainable).intersection(moved):
+        raise ValueError(
+            "The optimizer has no parameter of this model that is trained: make it after attach"
+        )
     rate = _warmup_then_decay(steps, warmup)
     loader: Any = DataLoader(
         cast(Any, examples),  # a sequence serves as a Dataset
@@ -128,7 +136,9 @@ def train(
     bar = tqdm(total=steps, disable=not progress, desc="training")
     try:
         if checkpoint:
-            size = {"examples": len(examples), "steps": steps, "batch_size": batch_size}
+            size: dict[str, Any] = {"examples": len(examples), "steps": steps}
+            groups = [len(group["params"]) for group in optimizer.param_groups]
+            size |= {"batch_size": batch_size, "optimizer": [type(optimizer).__name__, groups]}
             state = Snapshot(
                 checkpoint, {**size, "seed": seed}, model, optimizer, accelerator.scaler
             )
@@ -178,7 +188,7 @@ def pad_collate(pad_token_id: int = 0) -> Callable[[list[Any]], dict[str, Tensor
     Sequences become (batch, longest length): ``input_ids`` are padded with ``pad_token_id``,
     ``labels`` with -100, everything else with 0. An ``attention_mask`` is made where the examples
     have none. Numbers (a class as label) become (batch,), tensors of two or more dimensions
-    (images) are stacked.
+    (images) are stacked. All examples have the same keys, and no sequence is empty.
 
     Args:
         pad_token_id: any token of the vocabulary serves, for padding is masked.
@@ -186,6 +196,10 @@ def pad_collate(pad_token_id: int = 0) -> Callable[[list[Any]], dict[str, Tensor
     padding = {"input_ids": pad_token_id, "labels": IGNORED_LABEL}
 
     def collate(examples: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+        if other := next((e for e in examples if e.keys() != examples[0].keys()), None):
+            raise ValueError(
+                f"Examples with {list(examples[0])} and with {list(other)} in one batch"
+            )
         columns = {key: [_as_tensor(key, e[key]) for e in examples] for key in examples[0]}
         if "input_ids" in columns and "attention_mask" not in columns:
             columns["attention_mask"] = [torch.ones_like(ids) for ids in columns["input_ids"]]
@@ -196,11 +210,14 @@ def pad_collate(pad_token_id: int = 0) -> Callable[[list[Any]], dict[str, Tensor
 
 def _as_tensor(key: str, value: Any) -> Tensor:
     try:
-        return torch.as_tensor(value)
+        tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
             f"{key}={value!r} is not numbers: drop {key!r} from the examples"
         ) from None
+    if not tensor.numel():
+        raise ValueError(f"{key} of an example is empty: drop that example")
+    return tensor
 
 
 def _pad_token_id(model: nn.Module) -> int:
@@ -221,8 +238,8 @@ def _count_steps(size: int, batch_size: int, steps: int | None, epochs: float | 
     if epochs is not None:
         steps = math.ceil(epochs * math.ceil(size / batch_size))
     assert steps is not None
-    if steps < 1:
-        raise ValueError(f"{steps} steps: expected at least 1")
+    if steps < 1 or steps % 1:  # half a step would never be reached
+        raise ValueError(f"{steps} steps: expected a whole number, at least 1")
     return steps
 
 

@@ -152,6 +152,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
         ({"steps": None}, "steps=None, epochs=None"),
         ({"steps": 3, "epochs": 1}, "steps=3, epochs=1"),
         ({"steps": 0}, "0 steps"),
+        ({"steps": 2.5}, "2.5 steps"),  # half a step would never be reached
         ({"warmup": 100}, "warmup=100"),
     ],
 )
@@ -171,7 +172,45 @@ def test_nothing_to_train_no_examples_and_no_labels_are_refused():
         train(build("gpt2"), [{"input_ids": [3, 4]}], steps=1, progress=False)
 
 
+def test_an_optimiser_of_other_parameters_is_refused():
+    model = build("gpt2")
+    optimizer = torch.optim.AdamW(model.parameters())  # made before attach: it would move nothing
+    with pytest.raises(ValueError, match="make it after attach"):
+        train(attach(model, LoRA()), EXAMPLES, steps=1, optimizer=optimizer, progress=False)
+
+
+@pytest.mark.parametrize("norm", [-1, 0, float("nan")])
+def test_a_norm_that_would_turn_the_gradients_round_is_refused(norm):
+    with pytest.raises(ValueError, match="max_grad_norm"):
+        trained(max_grad_norm=norm)
+
+
+def test_a_checkpoint_of_another_optimiser_is_refused(tmp_path):
+    def once(optimizer):
+        model = attach(build("gpt2"), LoRA())
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = optimizer(parameters, lr=1e-3)
+        options = {"steps": 1, "progress": False, "checkpoint": tmp_path / "run"}
+        return train(model, EXAMPLES, optimizer=optimizer, **options)
+
+    assert once(torch.optim.AdamW) == once(torch.optim.AdamW)
+    with pytest.raises(ValueError, match="another run .optimizer: .*AdamW.* there, .*SGD.* here"):
+        once(torch.optim.SGD)  # it would find no momentum in there, and say nothing
+
+
 # Claim: padding is on the right, masked, and its labels do not count
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ([{"input_ids": [5]}, {"input_ids": [6], "attention_mask": [0]}], "with .*attention_mask"),
+        ([{"input_ids": []}, {"input_ids": [6]}], "input_ids of an example is empty"),
+    ],
+)
+def test_examples_that_make_no_batch_are_refused(rows, words):
+    with pytest.raises(ValueError, match=words):
+        pad_collate()(rows)
 
 
 def test_padding():
