@@ -26,14 +26,13 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def attention(
-    module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Run SDPA with each running delta of the module's annex around it, the first innermost."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     run: Attend = sdpa_attention_forward
-    annex: Any = module._modules.get("annex")
-    for delta in annex.running() if annex is not None else ():
+    for delta in module.annex.running() if "annex" in module._modules else ():
         if hasattr(delta, "attend"):
             run = partial(delta.attend, run)
     return run(module, query, key, value, attention_mask, **kwargs)
@@ -42,8 +41,9 @@ def attention(
 def check_can_take_over(model: Any) -> None:
     """Raise a ValueError if the model's attention cannot be `attention`."""
     can = hasattr(model, "set_attn_implementation") and model._can_set_attn_implementation()
+    usual = hasattr(getattr(model, "config", None), "num_attention_heads")  # not of two kinds
     # DiffLlama's function gets half an attention at a time; CTRL's positions are no module's, to be shifted.
-    if not can or not model._supports_sdpa or model_type(model) in ("ctrl", "diffllama"):
+    if not (can and usual and model._supports_sdpa) or model_type(model) in ("ctrl", "diffllama"):
         what = f"{type(model).__name__} does not compute its attention by transformers' interface"
         raise ValueError(f"{what} and SDPA, where prefixes and LLaMA-Adapter act")
     if (found := model.config._attn_implementation) not in ("sdpa", "eager", NAME):

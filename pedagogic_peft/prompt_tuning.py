@@ -391,7 +391,7 @@ def embedding_of(model: Any) -> nn.Embedding:
     except (AttributeError, NotImplementedError):  # what transformers raises for a model of images
         embedding = None
     embedding = getattr(embedding, "base", embedding)
-    if not isinstance(embedding, nn.Embedding):
+    if not isinstance(embedding, nn.Embedding) or model.main_input_name != "input_ids":
         what = f"{type(model).__name__} has no embedding of tokens ({type(embedding).__name__})"
         raise ValueError(f"{what} for virtual tokens to stand beside; PrefixTuning needs none")
     return embedding

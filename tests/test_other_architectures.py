@@ -8,7 +8,7 @@ import torch
 import transformers
 from models import randomise
 
-from pedagogic_peft import load, save
+from pedagogic_peft import PrefixTuning, PromptTuning, attach, load, save
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
 WIDE = SIZES | {"intermediate_size": 64}
@@ -70,3 +70,14 @@ def test_a_prefix_is_as_far_away_in_a_sliding_window_as_in_peft(name, tmp_path):
         torch.testing.assert_close(ours(**few).logits, theirs(**few).logits, atol=1e-4, rtol=1e-4)
     texts = [ours.generate(**few, max_new_tokens=9, use_cache=cache) for cache in (True, False)]
     assert torch.equal(*texts) and torch.equal(texts[0], theirs.generate(**few, max_new_tokens=9))
+
+
+def test_what_reads_more_than_text_is_refused_when_attaching():
+    small = {"encoder_layers": 1, "decoder_layers": 1, "vocab_size": 60, "pad_token_id": 0}
+    sound = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**small))
+    with pytest.raises(ValueError, match="WhisperForConditionalGeneration has no embedding"):
+        attach(sound, PromptTuning(3))  # its encoder reads no tokens
+    part = SIZES | {"intermediate_size": 64}
+    both = transformers.CLIPModel(transformers.CLIPConfig(text_config=part, vision_config=part))
+    with pytest.raises(ValueError, match="CLIPModel does not compute its attention"):
+        attach(both, PrefixTuning(3))  # it has two kinds of layers
