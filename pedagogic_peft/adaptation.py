@@ -99,7 +99,8 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
     """Choose the adaptations that take part in the forward pass: one, several or none.
 
     Several run one after the other at each site: low-rank updates and prefixes add up, bottleneck
-    adapters form a **stack**. This is one assignment, however many sites the model has.
+    adapters form a **stack**. This is one assignment, however many sites the model has. With gradient
+    checkpointing, which computes the layers again in ``backward``, call that before the next switch.
 
     Args:
         model: a model with adaptations.
@@ -133,7 +134,8 @@ def adapter_drop(model: nn.Module, layers: int) -> AbstractContextManager[nn.Mod
     """Inside ``with adapter_drop(model, layers):`` the lowest layers run without their deltas.
 
     AdapterDrop (Rücklé et al. 2021, arXiv:2010.11918, section 4) makes inference faster this way.
-    For an adaptation that bears it, train inside the block, with another number each step.
+    For an adaptation that bears it, train inside the block, with another number each step; with
+    gradient checkpointing ``backward`` has to be inside too.
 
     Args:
         model: a model with adaptations.
@@ -271,11 +273,12 @@ def average(
     good = len(shares) == len(names) and math.isclose(sum(shares), 1, abs_tol=1e-6)
     checks.expect(good, "weights", weights, f"{len(names)} numbers whose sum is 1")
     deltas = method.build(model)
-    mean = {key: torch.zeros_like(tensor).float() for key, tensor in tensors_of(deltas).items()}
+    # In float64, rounded once: a mean of ones is one ((IA)^3 has ones that are not trained).
+    mean = {k: torch.zeros(t.shape, dtype=torch.float64) for k, t in tensors_of(deltas).items()}
     for n, share in zip(names, shares, strict=True):
         for key, tensor in tensors_of(deltas_of(model, n)).items():
-            mean[key] += share * tensor.float()
-    fill(deltas, mean)
+            mean[key] += share * tensor.cpu().double()
+    fill(deltas, {key: tensor.float() for key, tensor in mean.items()})
     return install(model, method, name, deltas)
 
 

@@ -14,7 +14,7 @@ from models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from safetensors.torch import load_file
 from torch import nn
 
-from pedagogic_peft import LoRA, activate, attach, count_parameters, detach, disabled, save
+from pedagogic_peft import IA3, LoRA, activate, attach, count_parameters, detach, disabled, save
 from pedagogic_peft.adaptation import adapter_drop, average, install
 from pedagogic_peft.bottleneck import BottleneckAdapter, Tap
 from pedagogic_peft.checkpoint import CONFIG, TENSORS
@@ -562,6 +562,17 @@ def test_the_average_of_one_adaptation_with_itself_is_that_adaptation():
     expected = logits(model, "bert")
     average(model, ["houlsby", "houlsby"], name="same")
     torch.testing.assert_close(logits(model, "bert"), expected)
+
+
+def test_queries_that_ia3_does_not_scale_stay_so_in_an_average():
+    """Ten tenths, added in float32, are not exactly one."""
+    model, names = build("gpt2"), list("abcdefghij")
+    for name in names:
+        attach(model, IA3(), name)
+        randomise(model)
+    each = count_parameters(model).trainable / len(names)
+    average(model, names)
+    assert count_parameters(model).trainable == (len(names) + 1) * each
 
 
 def test_what_cannot_be_averaged_is_refused():
