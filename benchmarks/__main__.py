@@ -17,7 +17,7 @@ import torch
 from benchmarks import cases
 from benchmarks.measure import DEVICE
 from benchmarks.report import markdown
-from pedagogic_peft.experiments.store import Cell, read, run_missing
+from pedagogic_peft.course.experiments.store import Cell, read, run_missing
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / f"results-{DEVICE}.jsonl"

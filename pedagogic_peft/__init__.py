@@ -9,8 +9,8 @@ Nouns are methods (`LoRA`); verbs act on any `transformers` model or `torch.nn.M
     save(model, "my-lora")
 """
 
-from pedagogic_peft.adalora import AdaLoRA, AdaLoRABudget
-from pedagogic_peft.adaptation import (
+from pedagogic_peft.core.counting import count_parameters, model_bytes
+from pedagogic_peft.core.verbs import (
     activate,
     adapter_drop,
     attach,
@@ -20,24 +20,24 @@ from pedagogic_peft.adaptation import (
     merge,
     unmerge,
 )
-from pedagogic_peft.bases import load_base
-from pedagogic_peft.bitfit import BitFit
-from pedagogic_peft.bottleneck import BottleneckAdapter
-from pedagogic_peft.checkpoint import load, save
-from pedagogic_peft.compacter import Compacter
-from pedagogic_peft.counting import count_parameters, model_bytes
-from pedagogic_peft.dora import DoRA
-from pedagogic_peft.fusion import AdapterFusion
-from pedagogic_peft.hub_adapters import load_adapterhub
-from pedagogic_peft.ia3 import IA3
-from pedagogic_peft.llama_adapter import LlamaAdapter
-from pedagogic_peft.lora import LoRA, lora_plus_groups
-from pedagogic_peft.nf4 import dequantize_nf4, quantize_nf4
-from pedagogic_peft.pissa import PiSSA
-from pedagogic_peft.prefix_tuning import PrefixTuning, PTuningV2
-from pedagogic_peft.prompt_tuning import PromptTuning, PTuning
-from pedagogic_peft.training import train
-from pedagogic_peft.vera import VeRA
+from pedagogic_peft.course.models import load_base
+from pedagogic_peft.files.adapterhub import load_adapterhub
+from pedagogic_peft.files.checkpoint import load, save
+from pedagogic_peft.methods.adalora import AdaLoRA, AdaLoRABudget
+from pedagogic_peft.methods.bitfit import BitFit
+from pedagogic_peft.methods.bottleneck import BottleneckAdapter
+from pedagogic_peft.methods.compacter import Compacter
+from pedagogic_peft.methods.dora import DoRA
+from pedagogic_peft.methods.fusion import AdapterFusion
+from pedagogic_peft.methods.ia3 import IA3
+from pedagogic_peft.methods.llama_adapter import LlamaAdapter
+from pedagogic_peft.methods.lora import LoRA, lora_plus_groups
+from pedagogic_peft.methods.nf4 import dequantize_nf4, quantize_nf4
+from pedagogic_peft.methods.pissa import PiSSA
+from pedagogic_peft.methods.prefix_tuning import PrefixTuning, PTuningV2
+from pedagogic_peft.methods.prompt_tuning import PromptTuning, PTuning
+from pedagogic_peft.methods.vera import VeRA
+from pedagogic_peft.training.train import train
 
 __all__ = ["LoRA", "DoRA", "PiSSA", "VeRA", "AdaLoRA", "AdaLoRABudget", "lora_plus_groups"]
 __all__ += ["BottleneckAdapter", "Compacter", "AdapterFusion", "load_adapterhub", "IA3", "BitFit"]

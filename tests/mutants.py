@@ -30,15 +30,9 @@ EXPLAINED = Path(__file__).with_name("survivors.toml")
 DEAD = ("killed", "timeout")
 LEAST = 0.85
 SECONDS = 30
-FIRST = "pedagogic_peft.vera.x__shared__mutmut_1"  # any will do
+FIRST = "pedagogic_peft.methods.vera.x__shared__mutmut_1"  # any will do
 
-GROUPS = {  # those not named here are the methods
-    "core": """adaptation architectures attention checkpoint checks counting files method peft_format
-        sites snapshots targets hub_adapters""".split(),
-    "training": ["bases", "memory", "training"],
-    "pocket and figures": ["explorables", "figures", "pocket"],
-}
-LESS = "pocket and figures"  # drawn more thinly: stories, tasks and pictures of the pages
+LESS = "course"  # drawn more thinly: stories, tasks and pictures of the pages
 
 
 def results() -> dict[str, str]:
@@ -49,14 +43,13 @@ def results() -> dict[str, str]:
 
 
 def file_of(mutant: str) -> str:
-    """Return the module of a mutant, such as ``pocket.tasks``."""
+    """Return the module of a mutant, such as ``course.pocket.tasks``."""
     return mutant.rpartition(".")[0].removeprefix("pedagogic_peft.")
 
 
 def group_of(mutant: str) -> str:
-    """Return the group of files it belongs to."""
-    file = file_of(mutant).split(".")[0]
-    return next((group for group, files in GROUPS.items() if file in files), "methods")
+    """Return the folder of the package that it belongs to."""
+    return file_of(mutant).split(".")[0]
 
 
 def drawn(mutants: list[str], size: int) -> list[str]:

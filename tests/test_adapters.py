@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pedagogic_peft import IA3, LoRA, activate, attach, count_parameters, detach, disabled, save
-from pedagogic_peft.adaptation import adapter_drop, average, install
-from pedagogic_peft.bottleneck import BottleneckAdapter, Tap
-from pedagogic_peft.checkpoint import CONFIG, TENSORS
-from pedagogic_peft.compacter import Compacter, PHMLinear, PHMRule
-from pedagogic_peft.fusion import AdapterFusion
-from pedagogic_peft.hub_adapters import load_adapterhub
-from pedagogic_peft.sites import sites
+from pedagogic_peft.core.sites import sites
+from pedagogic_peft.core.verbs import adapter_drop, average, install
+from pedagogic_peft.files.adapterhub import load_adapterhub
+from pedagogic_peft.files.checkpoint import CONFIG, TENSORS
+from pedagogic_peft.methods.bottleneck import BottleneckAdapter, Tap
+from pedagogic_peft.methods.compacter import Compacter, PHMLinear, PHMRule
+from pedagogic_peft.methods.fusion import AdapterFusion
 
 pytestmark = pytest.mark.filterwarnings("ignore:The head")
 HUB = Path(__file__).parent / "fixtures" / "adapterhub"

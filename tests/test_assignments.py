@@ -203,7 +203,7 @@ def test_what_a_page_solves_too_has_the_same_solution():
 
 
 def test_lora_computes_what_the_library_computes():
-    from pedagogic_peft.lora import LoRALinear
+    from pedagogic_peft.methods.lora import LoRALinear
 
     torch.manual_seed(0)
     ours, linear, x = names_of(solution("lora")), torch.nn.Linear(6, 5), torch.randn(3, 6)
@@ -218,7 +218,7 @@ def test_lora_computes_what_the_library_computes():
 
 def test_adapters_compute_what_the_library_computes():
     from pedagogic_peft import BottleneckAdapter, attach, count_parameters
-    from pedagogic_peft.sites import sites
+    from pedagogic_peft.core.sites import sites
 
     torch.manual_seed(0)
     ours = names_of(solution("adapters"))
@@ -259,8 +259,8 @@ def test_a_soft_prompt_computes_what_the_library_computes():
 
 def test_a_prefix_computes_what_the_library_computes():
     from pedagogic_peft import PrefixTuning, attach
-    from pedagogic_peft.attention import attention
-    from pedagogic_peft.sites import sites
+    from pedagogic_peft.core.attention import attention
+    from pedagogic_peft.core.sites import sites
 
     torch.manual_seed(0)
     ours = names_of(solution("soft_prompts"))
@@ -283,8 +283,8 @@ def test_a_prefix_computes_what_the_library_computes():
 
 
 def test_labels_and_batches_are_the_library_s():
-    from pedagogic_peft.pocket import tasks
-    from pedagogic_peft.training import pad_collate
+    from pedagogic_peft.course.pocket import tasks
+    from pedagogic_peft.training.train import pad_collate
 
     ours = names_of(solution("new_task"))
     rows = [{"input_ids": [5, 6], "labels": [-100, 6]}, {"input_ids": [7], "labels": [7]}]

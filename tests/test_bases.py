@@ -6,7 +6,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pedagogic_peft import LoRA, attach, load_base, train
-from pedagogic_peft.pocket import tasks
+from pedagogic_peft.course.pocket import tasks
 
 
 @pytest.fixture

@@ -355,7 +355,7 @@ def test_a_link_to_what_cannot_be_read_or_has_no_end_is_refused(saved, link, nam
 
 
 def test_a_configuration_longer_than_any_is_refused_without_reading_all_of_it(saved):
-    from pedagogic_peft.files import LARGEST
+    from pedagogic_peft.files.disk import LARGEST
 
     config = saved.path / "adapter_config.json"
     whole = config.read_bytes()

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from pedagogic_peft.experiments import comparison, comparison_costs, store
-from pedagogic_peft.pocket import stories, tasks
+from pedagogic_peft.course.experiments import comparison, comparison_costs, store
+from pedagogic_peft.course.pocket import stories, tasks
 
 BASES = ("pocket-gpt", "pocket-vit")
 

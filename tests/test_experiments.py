@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pedagogic_peft.experiments import (
+from pedagogic_peft.course.experiments import (
     adapters,
     lora_family,
     lora_grid,

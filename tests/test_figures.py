@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pedagogic_peft.figures import (
+from pedagogic_peft.course.figures import (
     Box,
     Check,
     Curves,
@@ -180,7 +180,7 @@ def test_bad_input_is_refused_by_name(make, named):
 
 
 def test_importing_the_module_does_not_import_matplotlib():
-    code = "import sys, pedagogic_peft.figures; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, pedagogic_peft.course.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

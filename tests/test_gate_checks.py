@@ -5,7 +5,7 @@ import re
 import pytest
 import test_notebooks as checks
 
-from pedagogic_peft.figures import rank_explorable
+from pedagogic_peft.course.figures import rank_explorable
 
 
 def cell(source="x = 1", outputs=(), number=1, **metadata) -> dict:
@@ -31,7 +31,7 @@ def printed(text: str, name: str = "stdout") -> dict:
 
 MOVING = rank_explorable([[1, 2], [3, 5]], 2).html
 FIRST = "class First:\n    def two(self):\n        return 2"
-LINEAR = {"library": "pedagogic_peft.lora.LoRALinear"}
+LINEAR = {"library": "pedagogic_peft.methods.lora.LoRALinear"}
 
 REFUSED = {
     "test_it_was_executed_once_from_top_to_bottom": [cell(number=None), cell(number=2), None],

@@ -16,9 +16,9 @@ from pedagogic_peft import (
     save,
     unmerge,
 )
-from pedagogic_peft.bitfit import BitFit
-from pedagogic_peft.ia3 import IA3
-from pedagogic_peft.sites import sites
+from pedagogic_peft.core.sites import sites
+from pedagogic_peft.methods.bitfit import BitFit
+from pedagogic_peft.methods.ia3 import IA3
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what is meant here, we of heads
 NO_BIAS = ["llama", "t5"]

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from pedagogic_peft import LoRA, attach, load_base, train
-from pedagogic_peft.pocket import lessons, tasks, vision
+from pedagogic_peft.course.pocket import lessons, tasks, vision
 
 RECIPE = "Boil the water , add salt and cook the pasta for ten minutes ."
 

@@ -8,8 +8,8 @@ from models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, count_parameters, detach, merge, unmerge
-from pedagogic_peft.lora import LoRAEmbedding, LoRALinear
-from pedagogic_peft.sites import sites
+from pedagogic_peft.core.sites import sites
+from pedagogic_peft.methods.lora import LoRAEmbedding, LoRALinear
 
 # Claim: ΔW is zero at the start, exactly
 

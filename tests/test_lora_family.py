@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pedagogic_peft import LoRA, activate, attach, count_parameters, merge, save, train, unmerge
-from pedagogic_peft.adalora import AdaLoRA, AdaLoRABudget
-from pedagogic_peft.adaptation import install
-from pedagogic_peft.dora import DoRA
-from pedagogic_peft.lora import LoRALinear, LoRAParts, lora_plus_groups
-from pedagogic_peft.pissa import PiSSA
-from pedagogic_peft.sites import sites
-from pedagogic_peft.vera import Projections, VeRA
+from pedagogic_peft.core.sites import sites
+from pedagogic_peft.core.verbs import install
+from pedagogic_peft.methods.adalora import AdaLoRA, AdaLoRABudget
+from pedagogic_peft.methods.dora import DoRA
+from pedagogic_peft.methods.lora import LoRALinear, LoRAParts, lora_plus_groups
+from pedagogic_peft.methods.pissa import PiSSA
+from pedagogic_peft.methods.vera import Projections, VeRA
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what is meant here

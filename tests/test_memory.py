@@ -5,7 +5,14 @@ import torch
 import transformers as hf
 
 from pedagogic_peft import LoRA, attach, count_parameters, load_base, model_bytes
-from pedagogic_peft.memory import METHODS, NF4_BYTES, Decoder, activations, budget, kept_by_autograd
+from pedagogic_peft.course.memory import (
+    METHODS,
+    NF4_BYTES,
+    Decoder,
+    activations,
+    budget,
+    kept_by_autograd,
+)
 
 SHAPES = [(2, 16), (4, 40)]
 

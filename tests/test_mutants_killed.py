@@ -37,17 +37,17 @@ from pedagogic_peft import (
     train,
     unmerge,
 )
-from pedagogic_peft.adaptation import adaptations_of
-from pedagogic_peft.explorables.diagram import Box, Diagram, _diagram_still, _lay_out
-from pedagogic_peft.figures import Slider, rank_explorable, use_style
-from pedagogic_peft.fusion import Fusion
-from pedagogic_peft.hub_adapters import load_adapterhub
-from pedagogic_peft.lora import LoRAEmbedding
-from pedagogic_peft.memory import Decoder, activations, kept_by_autograd
-from pedagogic_peft.pocket.lessons import picture_rates, pictures
-from pedagogic_peft.prefix_tuning import Prefix
-from pedagogic_peft.snapshots import Snapshot
-from pedagogic_peft.training import pad_collate
+from pedagogic_peft.core.verbs import adaptations_of
+from pedagogic_peft.course.explorables.diagram import Box, Diagram, _diagram_still, _lay_out
+from pedagogic_peft.course.figures import Slider, rank_explorable, use_style
+from pedagogic_peft.course.memory import Decoder, activations, kept_by_autograd
+from pedagogic_peft.course.pocket.lessons import picture_rates, pictures
+from pedagogic_peft.files.adapterhub import load_adapterhub
+from pedagogic_peft.methods.fusion import Fusion
+from pedagogic_peft.methods.lora import LoRAEmbedding
+from pedagogic_peft.methods.prefix_tuning import Prefix
+from pedagogic_peft.training.snapshots import Snapshot
+from pedagogic_peft.training.train import pad_collate
 
 ROOT = Path(__file__).parents[1]
 IDS = torch.tensor([[3, 4, 5], [6, 7, 8]])
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_adalora_without_init_r_has_pefts_default(tmp_path):
 
 
 def test_a_quantised_map_follows_the_dtype_of_its_model():
-    from pedagogic_peft.nf4 import NF4Linear
+    from pedagogic_peft.methods.nf4 import NF4Linear
 
     layer = NF4Linear(nn.Linear(64, 64))
     assert layer.weight.dtype == torch.float32

@@ -11,8 +11,9 @@ from models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, count_parameters, detach, load, merge, save
-from pedagogic_peft.counting import model_bytes
-from pedagogic_peft.nf4 import (
+from pedagogic_peft.core.counting import model_bytes
+from pedagogic_peft.core.sites import sites
+from pedagogic_peft.methods.nf4 import (
     NF4Linear,
     dequantize_nf4,
     nf4_code,
@@ -20,7 +21,6 @@ from pedagogic_peft.nf4 import (
     quantise_absmax,
     quantize_nf4,
 )
-from pedagogic_peft.sites import sites
 
 pytestmark = pytest.mark.filterwarnings("ignore:The head")
 

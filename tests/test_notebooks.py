@@ -138,10 +138,16 @@ def test_a_figure_that_moves_is_as_it_was_made(code):
         for figure in re.findall(r'data-figure="(fig-[0-9a-f]{10})"', html):
             digest = hashlib.sha256(html.replace(figure, "@ID@").encode()).hexdigest()[:10]
             assert figure == f"fig-{digest}", f"{name_of(cell)}: edited by hand; run make run"
-            page = Path(__file__).parents[1] / "pedagogic_peft" / "explorables" / "page.html"
+            page = (
+                Path(__file__).parents[1]
+                / "pedagogic_peft"
+                / "course"
+                / "explorables"
+                / "page.html"
+            )
             ending = page.read_text(encoding="utf-8").strip().split("@SCRIPT@")[1]
             assert html.endswith(ending.replace("@ID@", figure)), (
-                f"{name_of(cell)}: made by an older pedagogic_peft.figures; run make run"
+                f"{name_of(cell)}: made by an older pedagogic_peft.course.figures; run make run"
             )
 
 

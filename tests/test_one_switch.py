@@ -18,7 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import pedagogic_peft
-from pedagogic_peft.experiments import lora_family, lora_grid, tuning
+from pedagogic_peft.course.experiments import lora_family, lora_grid, tuning
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = ROOT / "chapters"

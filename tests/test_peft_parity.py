@@ -6,8 +6,8 @@ from models import ARCHITECTURES, batch, build, logits
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, count_parameters, merge
-from pedagogic_peft.architectures import DEFAULT_TARGETS
-from pedagogic_peft.sites import sites
+from pedagogic_peft.core.architectures import DEFAULT_TARGETS
+from pedagogic_peft.core.sites import sites
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what is meant here

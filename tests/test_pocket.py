@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pedagogic_peft import load_base
-from pedagogic_peft.bases import pocket_folder
-from pedagogic_peft.pocket import check, pretrain, stories, tasks
-from pedagogic_peft.pocket.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from pedagogic_peft.course.models import pocket_folder
+from pedagogic_peft.course.pocket import check, pretrain, stories, tasks
+from pedagogic_peft.course.pocket.tokenizer import SPECIAL_TOKENS, build_tokenizer
 
 FOLDER = pocket_folder("pocket-gpt")
 RECORD = json.loads((FOLDER / "pretraining.json").read_text())

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pedagogic_peft import load_base
-from pedagogic_peft.bases import pocket_folder
-from pedagogic_peft.pocket import pretrain_vit, vision
-from pedagogic_peft.pocket.pretrain import sha256
+from pedagogic_peft.course.models import pocket_folder
+from pedagogic_peft.course.pocket import pretrain_vit, vision
+from pedagogic_peft.course.pocket.pretrain import sha256
 
 FOLDER = pocket_folder("pocket-vit")
 RECORD = json.loads((FOLDER / "pretraining.json").read_text())

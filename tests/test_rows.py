@@ -19,7 +19,7 @@ from pedagogic_peft import (
     disabled,
     merge,
 )
-from pedagogic_peft.sites import sites
+from pedagogic_peft.core.sites import sites
 
 NAMES = ["a", "b", None, "a"]
 

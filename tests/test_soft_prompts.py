@@ -10,11 +10,11 @@ from models import BUILDERS, VOCAB, batch, build, gradients, logits, randomise
 from torch import Tensor, nn
 
 from pedagogic_peft import LoRA, activate, attach, count_parameters, detach, disabled, load, save
-from pedagogic_peft.attention import NAME, attention
-from pedagogic_peft.llama_adapter import GatedPrompt, LlamaAdapter
-from pedagogic_peft.prefix_tuning import PrefixTuning, PTuningV2
-from pedagogic_peft.prompt_tuning import PromptTuning, PTuning
-from pedagogic_peft.sites import sites
+from pedagogic_peft.core.attention import NAME, attention
+from pedagogic_peft.core.sites import sites
+from pedagogic_peft.methods.llama_adapter import GatedPrompt, LlamaAdapter
+from pedagogic_peft.methods.prefix_tuning import PrefixTuning, PTuningV2
+from pedagogic_peft.methods.prompt_tuning import PromptTuning, PTuning
 
 METHODS = {
     "prompt": PromptTuning(4),

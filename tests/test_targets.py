@@ -5,8 +5,8 @@ from models import build
 from torch import nn
 
 from pedagogic_peft import LoRA, attach
-from pedagogic_peft.architectures import DEFAULT_TARGETS
-from pedagogic_peft.sites import sites
+from pedagogic_peft.core.architectures import DEFAULT_TARGETS
+from pedagogic_peft.core.sites import sites
 
 
 def adapted(model: nn.Module, target_modules=None, **options) -> list[str]:

@@ -9,7 +9,7 @@ from models import build
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, train
-from pedagogic_peft.training import pad_collate
+from pedagogic_peft.training.train import pad_collate
 
 EXAMPLES = [{"input_ids": [3 + i, 4, 5, 6][: 2 + i % 3]} for i in range(10)]
 for _example in EXAMPLES:

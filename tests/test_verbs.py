@@ -22,7 +22,7 @@ from pedagogic_peft import (
     save,
     unmerge,
 )
-from pedagogic_peft.sites import sites
+from pedagogic_peft.core.sites import sites
 
 
 def snapshot(model: nn.Module) -> tuple:

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from pedagogic_peft.files import remove_leftovers
+from pedagogic_peft.files.disk import remove_leftovers
 
 # What else the metadata may hold (the Python version, times, scroll positions) depends on the
 # machine and the editor, so it is not stored.

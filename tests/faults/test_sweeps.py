@@ -11,7 +11,7 @@ from models import build
 
 from faults import killing
 from pedagogic_peft import LoRA, attach, train
-from pedagogic_peft.experiments.store import read, run_missing
+from pedagogic_peft.course.experiments.store import read, run_missing
 
 CELLS = [{"r": r, "lr": lr} for r in (1, 2, 3) for lr in (1e-3, 1e-2)]
 

@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(tmp_path):
     weight = next(p for p in model.parameters() if p.requires_grad)
 
     def collate(rows, calls=[]):  # noqa: B006 (it counts)
-        from pedagogic_peft.training import pad_collate
+        from pedagogic_peft.training.train import pad_collate
 
         calls.append(1)
         if len(calls) == 9:

@@ -59,7 +59,7 @@ def test_every_kind_of_figure_moves(tab, address, axe):
 
 
 def calculator(formula: str):
-    from pedagogic_peft import figures
+    from pedagogic_peft.course import figures
 
     return figures.calculator_explorable(
         lambda n, on: {"weights": 2 * n, "state": 8 * n * on},
@@ -73,7 +73,7 @@ def calculator(formula: str):
 def one_of_each_kind():
     import numpy as np
 
-    from pedagogic_peft import figures as f
+    from pedagogic_peft.course import figures as f
 
     steps, alt = f.Slider("k", "steps", [1, 2, 3]), "A figure made for this test only."
     box = [

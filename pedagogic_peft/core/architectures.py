@@ -1,0 +1,84 @@
+"""Where the parts of a transformer are in each architecture: what a method's defaults are made of.
+
+The table itself is ``architectures.toml``. An architecture that is not in it can be adapted too, with
+`target_modules`.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from pedagogic_peft.core.sites import base_modules
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Regular expressions for the ends of the paths of modules; "" where there is no such module.
+
+    Attributes:
+        attention: the module that holds one attention.
+        query, key, value: its input projections; one fused projection stands in all three.
+        attention_output: its output projection.
+        ffn_input: the first linear map of a feed-forward block (the first of two, if it is gated).
+        ffn_output: the last one, which maps back to the model's width.
+        ffn_norm: in a post-norm architecture, the normalisation of "residual + feed-forward".
+    """
+
+    attention: str
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    ffn_input: str
+    ffn_output: str
+    ffn_norm: str = ""
+
+
+TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+ROLES = {kind: Roles(**row) for row in TABLE["roles"] for kind in row.pop("models").split()}
+DEFAULT_TARGETS = {
+    kind: tuple(names.split())
+    for names, kinds in TABLE["query_and_value"].items()
+    for kind in kinds.split()
+}
+
+
+def model_type(model: nn.Module) -> str | None:
+    """Return ``config.model_type``, the name of the model's architecture, if it has one."""
+    return getattr(getattr(model, "config", None), "model_type", None)
+
+
+def roles_of(model: nn.Module, instead: str = "target_modules") -> Roles:
+    """Return the row of this model's architecture.
+
+    Args:
+        model: a transformers model.
+        instead: the hyper-parameters that do without, for the message.
+
+    Raises:
+        ValueError: it has none; the message lists those that have.
+    """
+    if (kind := model_type(model)) not in ROLES:
+        what = f"No defaults for the architecture {kind!r} ({type(model).__name__})"
+        known = f"they are known for {', '.join(sorted(ROLES))}"
+        raise ValueError(f"{what}; {known}. Give {instead} instead")
+    return ROLES[kind]
+
+
+def modules_in_role(model: nn.Module, *patterns: str) -> dict[str, nn.Module]:
+    """Return ``{path: module}`` of the modules that match one of a row's expressions.
+
+    Raises:
+        ValueError: an expression matches nothing.
+    """
+    found: dict[str, nn.Module] = {}
+    modules = base_modules(model)
+    for pattern in patterns:
+        here = {p: m for p, m in modules.items() if re.fullmatch(rf"(.*\.)?({pattern})", p)}
+        if not here:
+            raise ValueError(f"This {type(model).__name__} has no module {pattern!r}")
+        found |= here
+    return {path: modules[path] for path in modules if path in found}  # in the model's order

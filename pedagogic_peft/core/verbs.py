@@ -1,0 +1,437 @@
+"""The verbs: attach, detach, activate, disable, merge and unmerge adaptations.
+
+All act on the model in place and return it, so whatever already holds the model (an optimiser, a
+Trainer) goes on working. Each checks everything before it changes anything. The record of what a
+model carries is one attribute of the model, shared by its sites.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pedagogic_peft.core import attention, validation
+from pedagogic_peft.core.architectures import model_type
+from pedagogic_peft.core.counting import memory_of
+from pedagogic_peft.core.method import Method
+from pedagogic_peft.core.sites import (
+    Adaptations,
+    Annex,
+    Site,
+    deltas_of,
+    layer_of,
+    outline,
+    sites,
+    swap,
+)
+from pedagogic_peft.core.targets import Names
+from pedagogic_peft.files.peft_format import fill, tensors_of
+
+# In (parts of) these the tokens come before the rows of the batch.
+TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".split()
+
+
+def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:
+    """Freeze the model, add an adaptation to it, and make that the only active one.
+
+    Until it is trained the adapted model computes what the model computed (but for soft prompts
+    and adapters that begin near the identity; their classes say so). Only the adaptation's
+    parameters require a gradient. When several adaptations are attached, the inactive ones still
+    have ``requires_grad`` but take no part in the forward pass: they get no gradient, and no
+    optimiser of torch moves a parameter without one.
+
+    Args:
+        model: a transformers model or any module; changed in place.
+        method: hyper-parameters, for example ``LoRA(r=8)``.
+        name: what to call the adaptation, for `activate`, `detach` and `save`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: the name is taken or unusable, or the method's targets are not in the model.
+        RuntimeError: an adaptation is merged.
+
+    Warns:
+        UserWarning: the model's head stays frozen. A new head has to be in `modules_to_save`.
+    """
+    check_can_attach(model, name)
+    if not isinstance(method, Method):
+        raise TypeError(f"method={method!r}: expected a method's hyper-parameters, such as LoRA()")
+    deltas = method.plan(model)
+    _warn_of_frozen_head(model, deltas)
+    return install(model, method, name, deltas)
+
+
+def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Take an adaptation off, or all of them.
+
+    After the last one the model is bit for bit as it was found: modules, weights and
+    ``requires_grad`` are those from before the first `attach`. A merged adaptation is unmerged
+    first.
+
+    Raises:
+        ValueError: the model has no such adaptation, or a fusion uses it.
+    """
+    names = () if name is None else (name,)
+    record = adaptations_of(model, *names)
+    gone = set(names or record.methods)
+    for user, method in record.methods.items():
+        if user not in gone and (used := gone & set(getattr(method, "adapters", ()))):
+            raise ValueError(f"{sorted(used)}: the fusion {user!r} uses it; detach that first")
+    if record.originals:
+        unmerge(model)
+    here = list(sites(model))
+    for _, place in here:
+        for key in gone & set(place.deltas):
+            del place.deltas[key]
+    empty = {path: place for path, place in here if not place.deltas}
+    swap(model, {site: site.base for site in empty.values() if isinstance(site, Site)})
+    for path, annex in empty.items():
+        if isinstance(annex, Annex):
+            annex.remove(model.get_submodule(path))
+    record.active = tuple(n for n in record.active if n not in gone)
+    record.rows = () if gone & set(record.rows) else record.rows
+    record.whole_batch -= gone
+    record.methods = {n: method for n, method in record.methods.items() if n not in gone}
+    if not record.methods:
+        _forget(model)
+    return model
+
+
+def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = None) -> nn.Module:
+    """Choose the adaptations that take part in the forward pass: one, several or none.
+
+    Several run one after the other at each site: low-rank updates and prefixes add up, bottleneck
+    adapters form a **stack**. This is one assignment, however many sites the model has. With gradient
+    checkpointing, which computes the layers again in ``backward``, call that before the next switch.
+
+    Args:
+        model: a model with adaptations.
+        *names: the adaptations, in order; none gives the frozen model.
+        rows: instead of names, one adaptation for each row of the coming batches (None: the frozen
+            model), as when requests of several users are served together. Gradients flow too. In
+            `generate` with beams, name the rows of the batch, not the beams.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: the model has no such adaptation; names and rows together; rows of prefix
+            tuning or LLaMA-Adapter, which act on a whole batch, or of what sits where the rows of a
+            batch are not in order: in mixed experts, and in models that put the tokens first.
+            (The forward pass raises a TypeError at a module with more inputs than one.)
+        RuntimeError: an adaptation is merged.
+    """
+    named = names if rows is None else [name for name in rows if name is not None]
+    record = adaptations_of(model, *named, unmerged="activate")
+    if names and rows is not None:
+        raise ValueError(f"names={names}, rows={rows!r}: give one of the two")
+    if rows and (whole := record.whole_batch & set(rows)):
+        raise ValueError(f"rows={rows!r}: {sorted(map(str, whole))} can only act on a whole batch")
+    record.active = tuple(dict.fromkeys(names))
+    record.rows = tuple(rows or ())
+    return model
+
+
+def adapter_drop(model: nn.Module, layers: int) -> AbstractContextManager[nn.Module]:
+    """Inside ``with adapter_drop(model, layers):`` the lowest layers run without their deltas.
+
+    AdapterDrop (Rücklé et al. 2021, arXiv:2010.11918, section 4) makes inference faster this way.
+    For an adaptation that bears it, train inside the block, with another number each step; with
+    gradient checkpointing ``backward`` has to be inside too.
+
+    Args:
+        model: a model with adaptations.
+        layers: how many layers, counted from the input; 0 drops nothing.
+
+    Raises:
+        ValueError: a negative or fractional number.
+        RuntimeError: an adaptation is merged.
+    """
+    return _changed(model, "adapter_drop", "dropped_layers", validation.whole("layers", layers))
+
+
+def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
+    """Inside ``with disabled(model):`` the model computes what it computed before any adaptation.
+
+    May be nested; ends also when the block raises.
+
+    Raises:
+        RuntimeError: an adaptation is merged, so the base weights are not the original ones.
+    """
+    return _changed(model, "disabled", "enabled", False)
+
+
+@contextmanager
+def _changed(model: nn.Module, verb: str, attribute: str, value: Any) -> Iterator[nn.Module]:
+    """Inside the block, an attribute of the model's record has another value."""
+    record = adaptations_of(model, unmerged=verb)
+    before = getattr(record, attribute)
+    setattr(record, attribute, value)
+    try:
+        yield model
+    finally:
+        setattr(record, attribute, before)
+
+
+def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn.Module:
+    """Write W_0 + ΔW into the base weights, so that inference costs no more than without.
+
+    The sum is computed in float32 and rounded once to the weight's dtype; that rounding is the only
+    difference between merged and unmerged outputs (in evaluation: a merged model has no dropout on
+    A). The original weights are kept, for `unmerge`, so the targets' memory doubles.
+
+    Args:
+        model: a model with adaptations; changed in place.
+        name: the adaptation to merge, which becomes the active one; None means those that are
+            active.
+        unload: remove the adaptation and the kept originals: what stays is an ordinary model with
+            new weights, whose ``requires_grad`` is as before `attach`. This cannot be undone.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: the model has no such adaptation; the method cannot be merged, because it is no
+            change of a weight; a weight is tied to another module, which would change too; a weight
+            is quantised; ``unload`` with other adaptations attached.
+        RuntimeError: an adaptation is already merged, or none is active.
+    """
+    names: tuple[str, ...] = () if name is None else (name,)
+    record = adaptations_of(model, *names, unmerged="merge")
+    names = names or record.active
+    if not names:
+        raise RuntimeError(f"merge: no adaptation is active; name one of {list(record.methods)}")
+    if unload and (others := set(record.methods) - set(names)):
+        raise ValueError(f"merge(unload) would lose {sorted(others)}: save and detach them first")
+    here = _mergeable_sites(model, names)
+    before, record.active, record.rows = record.active, names, ()
+    try:
+        for path, site in here.items():
+            record.originals[path] = {k: t.clone() for k, t in site.base.state_dict().items()}
+            deltas: list[Any] = [site.deltas[n] for n in names if n in site.deltas]
+            merged = copy.deepcopy(site.base)  # a delta may read the weight from before, its base's
+            # What changes the input does so for all of them, so it is multiplied in last.
+            for delta in sorted(deltas, key=lambda delta: hasattr(delta, "before")):
+                delta.merge_into(merged)
+            site.base.load_state_dict(merged.state_dict())
+    except BaseException:  # out of memory, or interrupted: leave nothing half-merged
+        _restore(model, record)
+        record.active = before
+        raise
+    if unload:
+        swap(model, {site: site.base for site in here.values()})
+        _forget(model)
+    return model
+
+
+def unmerge(model: nn.Module) -> nn.Module:
+    """Put the original weights back, bit for bit, for they were kept: nothing is subtracted.
+
+    Raises:
+        RuntimeError: nothing is merged.
+    """
+    record = adaptations_of(model)
+    if not record.originals:
+        raise RuntimeError("unmerge: no adaptation is merged")
+    _restore(model, record)
+    return model
+
+
+def average(
+    model: nn.Module, names: Names, weights: Sequence[float] | None = None, name: str = "average"
+) -> nn.Module:
+    """Attach a new adaptation whose parameters are the weighted mean of those of others.
+
+    AdapterSoup (Chronopoulou et al. 2023): the mean of adapters trained on different domains, or from
+    different seeds, costs at inference what one of them costs. It is a mean of parameters, not of
+    outputs: for LoRA of A and of B, and the product of the means is not the mean of the products B A.
+    So average adaptations that were trained from one start.
+
+    It is the only active one and can be trained; the others stay. Modules trained in full
+    (`modules_to_save`) are averaged too.
+
+    Args:
+        model: a model that carries the adaptations; changed in place.
+        names: the adaptations; their methods have equal hyper-parameters.
+        weights: one number for each, which sum to 1; None means equal weights.
+        name: what to call the new adaptation.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: no names, or an unknown one; different hyper-parameters; weights of another
+            number, or whose sum is not 1; the new name is taken.
+        RuntimeError: an adaptation is merged.
+    """
+    methods = adaptations_of(model).methods
+    check_can_attach(model, name)
+    if isinstance(names, str) or not names or any(n not in methods for n in names):
+        raise ValueError(f"names={names!r}: expected a list of adaptations of {list(methods)}")
+    method, used = methods[names[0]], {n: methods[n] for n in names}
+    if any(other != method for other in used.values()):
+        raise ValueError(f"{list(names)} have different hyper-parameters: {used}")
+    shares = [1 / len(names)] * len(names) if weights is None else list(weights)
+    good = len(shares) == len(names) and math.isclose(sum(shares), 1, abs_tol=1e-6)
+    validation.expect(good, "weights", weights, f"{len(names)} numbers whose sum is 1")
+    deltas = method.build(model)
+    # In float64, rounded once: a mean of ones is one ((IA)^3 has ones that are not trained).
+    mean = {k: torch.zeros(t.shape, dtype=torch.float64) for k, t in tensors_of(deltas).items()}
+    for n, share in zip(names, shares, strict=True):
+        for key, tensor in tensors_of(deltas_of(model, n)).items():
+            mean[key] += share * tensor.cpu().double()
+    fill(deltas, {key: tensor.float() for key, tensor in mean.items()})
+    return install(model, method, name, deltas)
+
+
+def adaptations_of(model: nn.Module, *names: str, unmerged: str = "") -> Adaptations:
+    """Return the record of what this model carries.
+
+    Args:
+        names: adaptations that have to be there.
+        unmerged: the verb that needs them not to be merged, if it does.
+
+    Raises:
+        TypeError: it is no model.
+        ValueError: it carries nothing, or has no adaptation of such a name.
+        RuntimeError: an adaptation is merged.
+    """
+    _check_is_module(model)
+    record: Adaptations | None = vars(model).get("_adaptations")
+    if record is None:
+        raise ValueError(f"This {type(model).__name__} has no adaptation: attach or load one first")
+    there, merged = ", ".join(record.methods), ", ".join(record.active)
+    if strangers := [name for name in names if name not in record.methods]:
+        raise ValueError(f"No adaptation is called {strangers[0]!r}; there are: {there}")
+    if unmerged and record.originals:
+        raise RuntimeError(f"{unmerged}: {merged} is merged into the weights; unmerge first")
+    return record
+
+
+def one_adaptation(model: nn.Module, name: str | None) -> str:
+    """Return ``name`` if the model has it; for None, the name of the only active adaptation."""
+    record = adaptations_of(model, *[] if name is None else [name])
+    if name is None and len(record.active) != 1:
+        raise ValueError(f"Name one adaptation of {list(record.methods)}; active: {record.active}")
+    return name or record.active[0]
+
+
+def check_can_attach(model: nn.Module, name: str) -> None:
+    """Raise what `attach` raises about the model and the name."""
+    _check_is_module(model)
+    # A ModuleDict holds the deltas: no dots, and none of the words that are its own attributes.
+    good = isinstance(name, str) and name and "." not in name and not hasattr(nn.ModuleDict(), name)
+    validation.expect(good, "name", name, "a word without dots, such as 'sentiment'")
+    record: Adaptations | None = vars(model).get("_adaptations")
+    if record is not None:
+        adaptations_of(model, unmerged="attach")
+        if name in record.methods:
+            raise ValueError(f"{name!r} is there already: choose another name, or detach it")
+    for path, place in sites(model):
+        if place.adaptations is not record:
+            raise ValueError(f"{path!r} was adapted through another model object: use that one")
+
+
+def install(
+    model: nn.Module, method: Method, name: str, deltas: Mapping[str, nn.Module]
+) -> nn.Module:
+    """Put the deltas ``{path: delta}`` into the model, as adaptation ``name``."""
+    if "_adaptations" not in vars(model):
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        # torch's types know no attributes of a module but tensors and modules
+        model._adaptations = Adaptations(found_trainable=trainable)  # type: ignore[assignment]
+        model.requires_grad_(False)
+    record = adaptations_of(model)
+    seats: dict[nn.Module, Site] = {}
+    modules: dict[str, Any] = dict(outline(model))
+    for path, delta in deltas.items():
+        module = modules[path]
+        place: Any
+        if getattr(delta, "beside", False):
+            place = module._modules.get("annex") or Annex(module, record, layer_of(path))
+            if not hasattr(delta, "for_rows"):
+                record.whole_batch.add(name)
+        elif isinstance(module, Site):
+            place = module
+        else:
+            place = seats.setdefault(module, Site(module, record, layer_of(path)))
+        place.deltas[name] = delta
+        if delta.training != place.training:
+            delta.train(place.training)
+    # Experts that are modules see the tokens that are sent to them, of any row.
+    if model_type(model) in TOKENS_FIRST or any("experts" in path.split(".") for path in deltas):
+        record.whole_batch.add(name)
+    swap(model, seats)
+    if any(hasattr(delta, "attend") for delta in deltas.values()):
+        attention.take_over(model, record)
+    record.methods[name] = method
+    record.active, record.rows = (name,), ()
+    return model
+
+
+def _warn_of_frozen_head(model: nn.Module, paths: Iterable[str]) -> None:
+    """A head that is no output embedding is new as a rule; frozen, it would stay random."""
+    backbone = getattr(model, "base_model", model)
+    embeddings = getattr(model, "get_output_embeddings", lambda: None)()
+    trained = {path.partition(".")[0] for path in paths}
+    heads = [
+        name
+        for name, part in model.named_children()
+        if backbone is not model and part is not backbone and part is not embeddings
+        if name not in trained and next(part.parameters(), None) is not None
+    ]
+    if heads:
+        what = f"The head ({', '.join(heads)}) stays frozen. If it is new, train and save it"
+        warnings.warn(f"{what}: modules_to_save={heads}", stacklevel=3)
+
+
+def _restore(model: nn.Module, record: Adaptations) -> None:
+    for path, site in sites(model):
+        if isinstance(site, Site) and path in record.originals:
+            site.base.load_state_dict(record.originals[path])
+    record.originals = {}
+
+
+def _forget(model: Any) -> None:
+    record = adaptations_of(model)
+    for parameter in record.found_trainable:
+        parameter.requires_grad_(True)
+    if record.found_attention is not None:
+        model.set_attn_implementation(record.found_attention)
+    del model._adaptations
+
+
+def _check_is_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
+
+
+def _mergeable_sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
+    """Return ``{path: site}`` of the sites with these adaptations; raise what `merge` raises."""
+    users: dict[int, list[tuple[nn.Module, str]]] = {}  # of each parameter's memory
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            users.setdefault(memory_of(parameter), []).append((module, f"{path}.{key}"))
+    here: dict[str, Site] = {}
+    for path, place in sites(model):
+        if not (deltas := [place.deltas[n] for n in names if n in place.deltas]):
+            continue
+        if not isinstance(place, Site) or not all(hasattr(d, "merge_into") for d in deltas):
+            kinds = ", ".join(type(delta).__name__ for delta in deltas)
+            raise ValueError(f"{path}: {kinds} is no change of a weight and cannot be merged")
+        here[path], own = place, set(place.base.modules())
+        for key, parameter in place.base.named_parameters():
+            if not parameter.is_floating_point():
+                what = f"{path}.{key} is quantised ({parameter.dtype})"
+                raise ValueError(f"{what} and cannot be merged into")
+            if others := [u for module, u in users[memory_of(parameter)] if module not in own]:
+                what = f"{path}.{key} is tied to {', '.join(others)}: merging would change both"
+                raise ValueError(f"{what}. Keep it unmerged, or untie the weights before attaching")
+    return here

@@ -1,0 +1,84 @@
+"""Base models: the pocket models that ship with the book, and any model of the Hugging Face Hub."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+POCKET = ("pocket-gpt", "pocket-gpt-small", "pocket-gpt-tiny", "pocket-vit")
+
+
+def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
+    """Load a pretrained base model and its tokenizer, in evaluation mode.
+
+    ``"pocket-gpt"``, its smaller siblings ``"pocket-gpt-small"`` and ``"pocket-gpt-tiny"``, and
+    ``"pocket-vit"``, which reads images (`pedagogic_peft.course.pocket.vision`), ship inside this package and
+    need no network. Any other name is a folder or a model of the Hugging Face Hub: a causal language
+    model, such as ``"gpt2"``, or a classifier of images.
+
+    Args:
+        name: a pocket model, a local folder, or a Hub name.
+        **options: passed on to transformers' ``from_pretrained`` (``dtype``, ``device_map``, …).
+
+    Returns:
+        ``(model, tokenizer)``. The tokenizer has a padding token: where the model has none, its
+        end-of-text token takes that place, as is usual for GPT-2. A model of images has None.
+
+    Raises:
+        OSError: there is no such model, or no network to fetch it; names the nearest pocket model.
+    """
+    if name in POCKET:  # read in a blink: no progress bar
+        with _quietly():
+            model, tokenizer = _load(str(pocket_folder(name)), options)
+        model.name_or_path = (
+            name  # what a saved adaptation names as its base: not one machine's folder
+        )
+        return model, tokenizer
+    try:
+        return _load(name, options)
+    except OSError as error:
+        near = get_close_matches(name, POCKET)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise OSError(
+            f"no model {name!r}{hint} Expected a pocket model ({', '.join(POCKET)}), a folder with a "
+            f"transformers checkpoint, or a Hub name and a network. transformers said: {error}"
+        ) from error
+
+
+def _load(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageClassification,
+        AutoTokenizer,
+    )
+
+    made_as = AutoConfig.from_pretrained(source).architectures or []
+    if any("ImageClassification" in name for name in made_as):
+        return AutoModelForImageClassification.from_pretrained(source, **options).eval(), None
+    model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def pocket_folder(name: str) -> Path:
+    """Folder of a pocket model's files inside the package: config, tokenizer, weights, checksums."""
+    return Path(str(files("pedagogic_peft.course.pocket").joinpath("weights", name)))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Switch transformers' progress bars off, and on again if they were on."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

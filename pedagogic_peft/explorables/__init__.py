@@ -1,1 +1,0 @@
-"""The figures that move, one a file, and their scripts. `pedagogic_peft.figures` offers them."""

@@ -1,0 +1,204 @@
+"""Save and load adaptations in the format of Hugging Face PEFT.
+
+A folder with two files: ``adapter_config.json`` (the hyper-parameters) and
+``adapter_model.safetensors`` (the tensors). Either library reads what the other writes. What the
+files hold is each method's own affair (its ``to_peft`` and ``from_peft``).
+"""
+
+import json
+import os
+import re
+import warnings
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor, nn
+
+from pedagogic_peft.core.method import Method
+from pedagogic_peft.core.sites import Site, deltas_of, outline
+from pedagogic_peft.core.verbs import adaptations_of, check_can_attach, install, one_adaptation
+from pedagogic_peft.files.disk import remove_leftovers, text_of
+from pedagogic_peft.files.peft_format import Bounded, Config, Tensors, some
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+DIGEST = "config_sha256"
+PENDING = ".pending"  # a save whose files are complete, but not in place yet
+
+
+def save(
+    model: nn.Module, path: str | Path, name: str | None = None, task_type: str | None = None
+) -> Path:
+    """Write one adaptation as a folder that this library and Hugging Face PEFT can load.
+
+    Saved are the adaptation's tensors, `modules_to_save` among them, and its hyper-parameters:
+    never the base model. Files of an earlier save are replaced only when the new ones are complete:
+    whatever stops it, even a kill, `load` finds the one or the other adaptation, whole.
+
+    Args:
+        model: the model that carries the adaptation, merged or not.
+        path: the folder; it is made if need be.
+        name: which adaptation; None means the only active one.
+        task_type: PEFT's name of the task, such as "CAUSAL_LM" or "SEQ_CLS", for its Auto classes.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: no such adaptation; no name although several are active; a trained parameter
+            belongs to no adaptation, so that it would be lost.
+        OSError: a file could not be written; those that were there are as before.
+    """
+    name = one_adaptation(model, name)
+    method: Method = adaptations_of(model).methods[name]
+    _refuse_unowned(model)
+    config, tensors = method.to_peft(model, deltas_of(model, name))
+    common = {
+        "peft_type": method.peft_type,
+        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "inference_mode": True,
+        "task_type": None,
+    }
+    config = common | config | ({"task_type": task_type} if task_type else {})
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, config, {k: t.detach().contiguous().clone() for k, t in tensors.items()})
+    return folder
+
+
+def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module:
+    """Attach an adaptation from a folder or from the Hugging Face Hub.
+
+    It is trainable, and the only active one.
+
+    The tensors decide: the modules they name are the targets, their shapes the ranks. They are
+    kept in float32, whatever they were stored in; `modules_to_save` have the dtype of the base. They are
+    every module of which the file has a weight, unless it equals the base's.
+
+    Args:
+        model: the base model the adaptation was made for; changed in place.
+        path: a folder with the two files, or a Hub repository such as "user/my-lora".
+        name: what to call the adaptation.
+
+    Returns:
+        The same model.
+
+    Raises:
+        FileNotFoundError: there is no such folder, file or repository.
+        ValueError: the files are of a method or feature that is not supported here, or do not fit
+            the model. The model is then unchanged.
+
+    Warns:
+        UserWarning: the configuration is not the one that `save` wrote beside these tensors.
+    """
+    check_can_attach(model, name)
+    config_file, tensors_file = _locate(path)
+    config, (tensors, digest) = _read_config(config_file), _read_tensors(tensors_file)
+    if digest not in (None, sha256(config_file.read_bytes()).hexdigest()):  # PEFT's have none
+        problem = "was edited after these tensors were saved, or their saving was cut off"
+        warnings.warn(f"{config_file} {problem}", stacklevel=2)
+    try:
+        kind = Method.CLASSES[config["peft_type"]]
+        kind = next((k for k in kind.__subclasses__() if config.get(k.SWITCH)), kind)
+        with Bounded(model, tensors):
+            method, deltas = kind.from_peft(model, config, tensors)
+    except Exception as error:  # a stranger's numbers can fail anywhere
+        raise ValueError(f"{config_file.parent}: {error}") from error
+    return install(model, method, name, deltas)
+
+
+def _refuse_unowned(model: nn.Module) -> None:
+    lost: list[str] = []
+    modules: dict[str, Any] = dict(outline(model))  # nothing that was attached is among them
+    for path, m in modules.items():
+        own = m.base.named_parameters() if isinstance(m, Site) else m._parameters.items()
+        lost += [f"{path}.{key}".strip(".") for key, p in own if p is not None and p.requires_grad]
+    if lost:
+        what = f"{some(lost)} would be trained but not saved, since no adaptation has them"
+        raise ValueError(f"{what}: name them in modules_to_save when you attach, or freeze them")
+
+
+def _write(folder: Path, config: Config, tensors: Tensors) -> None:
+    """Write both files into a folder of their own, and from there put them in place.
+
+    The one renaming that makes that folder `PENDING` decides: until then the old files count, from
+    then on the new ones, for `load` looks there first and the next `save` puts them in place, should
+    this process be killed. Another process that saves here does so before or after, never half.
+    """
+    import safetensors.torch
+
+    remove_leftovers(folder / PENDING)
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    metadata = {"format": "pt", DIGEST: sha256(text.encode()).hexdigest()}
+    suffix = f".{os.getpid()}"
+    with TemporaryDirectory(prefix=PENDING + ".", suffix=suffix, dir=folder) as new:
+        Path(new, CONFIG).write_text(text, encoding="utf-8", newline="\n")
+        # Not save_file: only their owner can read its files, and its errors are no OSError.
+        Path(new, TENSORS).write_bytes(safetensors.torch.save(dict(tensors), metadata))
+        for attempt in range(20):
+            _put_in_place(folder)
+            try:
+                os.rename(new, folder / PENDING)
+                break
+            except OSError:  # another process has a save pending: put that in place first
+                if attempt == 19 or not (folder / PENDING).is_dir():
+                    raise
+    _put_in_place(folder)
+
+
+def _put_in_place(folder: Path) -> None:
+    """Move the files of a pending save, or what is left of them, to where they belong."""
+    for name in (CONFIG, TENSORS):
+        with suppress(FileNotFoundError):  # there is none, or another process was faster
+            os.replace(folder / PENDING / name, folder / name)
+    with suppress(OSError):
+        (folder / PENDING).rmdir()
+
+
+def _newest(folder: Path, name: str) -> Path:
+    for file in (folder / PENDING / name, folder / name):
+        if file.is_file():
+            return file
+    there = ", ".join(sorted(f.name for f in folder.iterdir())) or "nothing"
+    raise FileNotFoundError(f"{folder} has no {name}; it has {there}")
+
+
+def _locate(path: str | Path) -> tuple[Path, Path]:
+    folder = Path(path)
+    if folder.is_dir():
+        return _newest(folder, CONFIG), _newest(folder, TENSORS)
+    if isinstance(path, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise FileNotFoundError(f"There is no folder {path}")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(path, CONFIG)), Path(hf_hub_download(path, TENSORS))
+    except Exception as error:  # offline, no such repository, no such file in it
+        reason = f"{type(error).__name__}: {error}"
+        raise FileNotFoundError(f"No folder {path} here, nor on the Hub. {reason}") from error
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(text_of(file))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind not in Method.CLASSES:
+        known = ", ".join(sorted(Method.CLASSES))
+        raise ValueError(f"{file}: peft_type is {kind!r}; what can be loaded is {known}")
+    return config
+
+
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Return the tensors, and the digest of the configuration that was saved with them."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+            return tensors, (opened.metadata() or {}).get(DIGEST)
+    except Exception as error:  # safetensors has an exception class of its own
+        raise ValueError(f"{file} is not a whole safetensors file: {error}") from error

@@ -1,0 +1,257 @@
+"""Bottleneck adapters: small two-layer networks between the frozen layers of a transformer.
+
+The delta narrows a hidden state h of width d to m numbers and widens it again (Houlsby et al. 2019,
+"Parameter-Efficient Transfer Learning for NLP", arXiv:1902.00751, section 2.1),
+
+    h + s · W_up f(W_down h),    W_down: m x d,  W_up: d x m
+
+with biases and a non-linearity f. Because of f it is no change of a weight: it cannot be merged,
+and costs time at inference. Placements differ in which h is read and where the result is added:
+
+* "houlsby": two in each layer, which read and change the outputs of attention and feed-forward
+  network, before dropout, residual connection and LayerNorm.
+* "pfeiffer": one in each layer, after the feed-forward network (Pfeiffer et al. 2021,
+  "AdapterFusion", arXiv:2005.00247).
+* "parallel": one in each layer, which reads the *input* of the feed-forward network and is added to
+  its output (He et al. 2022, arXiv:2110.04366).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pedagogic_peft.core import validation
+from pedagogic_peft.core.architectures import Roles, modules_in_role, roles_of
+from pedagogic_peft.core.method import Deltas, Method, hyper
+from pedagogic_peft.core.sites import layer_of
+from pedagogic_peft.core.targets import Modules, Targets, is_linear, sizes
+
+Function = Callable[[Tensor], Tensor]
+
+# The modules whose outputs change (or, of a norm, the input).
+PLACEMENTS: dict[str, Callable[[Roles], list[str]]] = {
+    "houlsby": lambda roles: [roles.attention_output, roles.ffn_output],
+    "pfeiffer": lambda roles: [roles.ffn_norm or roles.ffn_output],
+    "parallel": lambda roles: [roles.ffn_output],
+}
+NON_LINEARITIES: dict[str, Function] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
+NON_LINEARITIES |= {"silu": F.silu, "swish": F.silu, "leakyrelu": F.leaky_relu}
+NON_LINEARITIES["gelu_new"] = partial(F.gelu, approximate="tanh")
+
+
+def check_layers(what: str, value: Any) -> tuple[int, ...]:
+    """Return the numbers of layers, counted from 0, as a tuple."""
+    validation.expect(isinstance(value, list | tuple), what, value, "a list of layer numbers")
+    return tuple(validation.whole(what, layer) for layer in value)
+
+
+class BottleneckAdapter(Method):
+    """The hyper-parameters of bottleneck adapters. They hold no tensors; `attach` makes those.
+
+    "houlsby" and "pfeiffer" begin near the identity: the model's outputs change a little when they
+    are attached. "parallel" begins exactly there. Houlsby et al. train the LayerNorms and the head
+    as well: for BERT ``modules_to_save=["LayerNorm", "classifier"]`` does so with "houlsby" (with
+    "pfeiffer" an adapter sits at a LayerNorm, which then cannot be trained in full).
+
+    Args:
+        reduction_factor: d / m. The bottleneck m is rounded down and at least 1.
+        bottleneck_size: m itself; with it `reduction_factor` means nothing.
+        non_linearity: f: "relu", "gelu", "gelu_new" (its tanh approximation), "silu" (or "swish"),
+            "tanh" or "leakyrelu".
+        placement: "houlsby", "pfeiffer" or "parallel". In T5's decoder "houlsby" puts an
+            adapter after the cross-attention too.
+        scaling: s, greater than 0; None means 4 for "parallel", as He et al. found best, and else 1.
+        leave_out: numbers of the layers without adapters, counted from 0 (specialised AdapterDrop,
+            Rücklé et al. 2021, arXiv:2010.11918); in T5, of the encoder and of the decoder.
+        target_modules: names or a regular expression, as in `LoRA`: the linear maps whose outputs
+            adapters read and change. None means those of the placement. Not with "parallel".
+        modules_to_save: names of modules to train in full.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range; the message names it.
+    """
+
+    peft_type = "BOTTLENECK"
+
+    reduction_factor: float = hyper(16, validation.positive)
+    bottleneck_size: int | None = hyper(None, validation.count)
+    non_linearity: str = hyper("relu", validation.one_of(*NON_LINEARITIES))
+    placement: str = hyper("pfeiffer", validation.one_of(*PLACEMENTS))
+    scaling: float | None = hyper(None, validation.positive)
+    leave_out: Sequence[int] = hyper((), check_layers)
+    target_modules: Targets = hyper(None, validation.targets)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.placement == "parallel":
+            good = self.target_modules is None
+            validation.expect(good, "target_modules", self.target_modules, "None with 'parallel'")
+
+    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
+        """Return ``{path: module}`` of the linear maps and LayerNorms where adapters are added.
+
+        Raises:
+            ValueError: the architecture is not known; a name or layer number matches nothing.
+        """
+        if self.target_modules is None:
+            places = modules_in_role(model, *PLACEMENTS[self.placement](roles_of(model)))
+        else:
+            places = super().targets(model, without)
+        layers = dict.fromkeys(map(layer_of, places))
+        expected = f"some of the layers {list(layers)}, not all"
+        validation.expect(
+            set(self.leave_out) < layers.keys(), "leave_out", self.leave_out, expected
+        )
+        return {p: module for p, module in places.items() if layer_of(p) not in self.leave_out}
+
+    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
+        """Return ``{path: delta}``; with "parallel", also the taps at the networks' inputs."""
+        deltas: dict[str, Any] = super().deltas(model, places)
+        if self.placement == "parallel":
+            found = modules_in_role(model, roles_of(model).ffn_input)
+            inputs = [path for path in found if layer_of(path) not in self.leave_out]
+            deltas |= {p: join._tap[0] for p, join in zip(inputs, deltas.values(), strict=True)}
+        return deltas
+
+    def delta(self, path: str, module: Any) -> nn.Module:
+        """Return the delta for a linear map, or for a LayerNorm."""
+        d = sizes(module)[1] if is_linear(module) else len(module.weight)
+        m = self.bottleneck_size or max(1, int(d // self.reduction_factor))
+        parts = (*self.maps(d, m), self.non_linearity)
+        if self.placement == "parallel":
+            return ParallelBottleneck(*parts, self.scaling or 4.0)
+        if is_linear(module):
+            return Bottleneck(*parts, self.scaling or 1.0)
+        return BottleneckBeforeNorm(module, *parts, self.scaling or 1.0)
+
+    def maps(self, d: int, m: int) -> tuple[nn.Module, nn.Module]:
+        """Return W_down and W_up as they start; the biases are zero.
+
+        "parallel" starts as LoRA: W_down is uniform in ±1/√d, W_up is zero. The others start as
+        Houlsby et al. (section 3.1): Gaussian, standard deviation 0.01, cut off at two of them.
+        """
+        down, up = AdapterLinear(d, m), AdapterLinear(m, d)
+        for linear in (down, up):
+            nn.init.trunc_normal_(linear.weight, std=1e-2, a=-2e-2, b=2e-2)
+            nn.init.zeros_(linear.bias)
+        if self.placement == "parallel":
+            nn.init.uniform_(down.weight, -(d**-0.5), d**-0.5)
+            nn.init.zeros_(up.weight)
+        return down, up
+
+
+class Bottleneck(nn.Module):
+    """h + s · W_up f(W_down h), where h is the output of the site.
+
+    Args:
+        down, up: the two maps, from width d to m and back.
+        non_linearity: the name of f.
+        scaling: s.
+    """
+
+    def __init__(self, down: nn.Module, up: nn.Module, non_linearity: str, scaling: float):
+        super().__init__()
+        self.adapter_down, self.adapter_up = down, up  # W_down: (m, d), W_up: (d, m)
+        self.non_linearity, self.scaling = non_linearity, scaling
+
+    def change(self, h: Tensor, frozen: bool = False) -> Tensor:
+        """Return s · W_up f(W_down h); both are (..., d).
+
+        ``frozen``: gradients pass through to h, but not into the parameters (for AdapterFusion).
+        """
+        f = NON_LINEARITIES[self.non_linearity]
+        z = f(self.adapter_down(h, frozen))  # (..., d) -> (..., m)
+        up: Tensor = self.adapter_up(z, frozen)  # (..., m) -> (..., d)
+        return self.scaling * up
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y + s · W_up f(W_down y), for y: (..., d); x is not read."""
+        return y + self.change(y)
+
+
+class BeforeNorm(nn.Module):
+    """Mixed into a delta whose place is the LayerNorm that closes a layer, as in BERT.
+
+    The site, that LayerNorm, gets x = feed-forward output + residual. The delta reads z = LN(x),
+    what it makes of z is added to x, and the same LN normalises the sum: the layer's output becomes
+    LN(x + change(z)). As this changes only the site's input, a second delta reads what the first
+    has left: a stack.
+
+    Args:
+        norm: the LayerNorm; referred to, not registered as a part of the delta.
+        parts: what the class it is mixed into takes.
+    """
+
+    change: Callable[..., Tensor]
+
+    def __init__(self, norm: nn.Module, *parts: Any):
+        super().__init__(*parts)
+        self._norm = (norm,)
+
+    def before(self, x: Tensor) -> Tensor:
+        """Return x + change(LN(x)); both are (..., d)."""
+        return x + self.change(self._norm[0](x))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y: (..., d), which has the change in it."""
+        return y
+
+
+class BottleneckBeforeNorm(BeforeNorm, Bottleneck):
+    """Placement "pfeiffer" at a LayerNorm: LN(x + s · W_up f(W_down LN(x))); see `BeforeNorm`."""
+
+
+class ParallelBottleneck(Bottleneck):
+    """y + s · W_up f(W_down h), where h is the input of the feed-forward network and y its output.
+
+    h is what the network's first linear map reads, so in architectures that normalise first it is
+    the normalised state. Another module, a `Tap`, sits there and remembers h until it is used here.
+
+    Args:
+        parts: as in `Bottleneck`.
+    """
+
+    def __init__(self, *parts: Any):
+        super().__init__(*parts)
+        self._tap = (Tap(),)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y + s · W_up f(W_down h), for y: (..., d) and the remembered h: (..., d)."""
+        h, self._tap[0].seen = self._tap[0].seen, None
+        return y + self.change(h)
+
+
+class Tap(nn.Module):
+    """Remembers the input of a site until it is used, once; it changes nothing.
+
+    Each adaptation has taps of its own. So when the rows of a batch have different adaptations
+    (``activate(rows=...)``), each tap sees the same rows as the delta it serves, in the same order.
+    """
+
+    seen: Any = None
+
+    def before(self, x: Tensor) -> Tensor:
+        """Return x: (..., d), and remember it."""
+        self.seen = x
+        return x
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y."""
+        return y
+
+
+class AdapterLinear(nn.Linear):
+    """A linear map with float32 parameters, rounded to the input's dtype for the product."""
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """Return W x + b, (..., d_in) -> (..., d_out); ``frozen`` as in `Bottleneck.change`."""
+        return F.linear(x, ready(self.weight, x, frozen), ready(self.bias, x, frozen))
+
+
+def ready(parameter: Tensor, x: Tensor, frozen: bool) -> Tensor:
+    """Return the parameter in the dtype and on the device of x, without gradient if frozen."""
+    return (parameter.detach() if frozen else parameter).to(x)

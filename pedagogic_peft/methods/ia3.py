@@ -1,0 +1,172 @@
+"""(IA)³: Infused Adapter by Inhibiting and Amplifying Inner Activations (Liu et al. 2022,
+arXiv:2205.05638, section 3.3).
+
+Three learned vectors a layer multiply what is inside it, entry by entry (⊙):
+
+    softmax(Q (l_k ⊙ K)ᵀ / √d_k) (l_v ⊙ V),        W_2 (l_ff ⊙ γ(W_1 x))
+
+So l_k and l_v sit on the outputs of the key and the value projection, l_ff on the input of the last
+map of the feed-forward block. All begin at one, so the start is the model itself, bit for bit.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pedagogic_peft.core import targets, validation
+from pedagogic_peft.core.architectures import ROLES, model_type, modules_in_role, roles_of
+from pedagogic_peft.core.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.core.targets import Modules, Targets, is_conv1d, sizes
+
+BOTH = "target_modules, and feedforward_modules ([] if there are none),"
+
+
+class IA3(Method):
+    """The hyper-parameters of an (IA)³ adaptation.
+
+    Args:
+        target_modules: linear maps that get a vector, as in `LoRA`. None: the key and value
+            projections and the last map of each feed-forward block; of GPT-2's fused ``c_attn``
+            then only keys and values are scaled, as in the paper. Named here, it is scaled whole,
+            queries too, as in Hugging Face PEFT.
+        feedforward_modules: those of the targets whose *input* is scaled: names, or a regular
+            expression for the whole path. None: the last maps of the feed-forward blocks.
+        modules_to_save: names of modules to train in full, such as a new classification head.
+
+    Raises:
+        ValueError: a value is of the wrong type; the message names it.
+    """
+
+    peft_type = "IA3"
+    MARK = "ia3_l"
+
+    target_modules: Targets = hyper(None, validation.targets)
+    feedforward_modules: Targets = hyper(None, validation.targets)
+
+    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
+        """Return ``{path: module}`` of the linear maps that get a vector."""
+        if self.target_modules is not None:
+            return super().targets(model, without)
+        roles = roles_of(model, BOTH)
+        own = set(modules_in_role(model, roles.key, roles.value, roles.ffn_output).values())
+        return targets.find_targets(model, ".*", own.__contains__, without)
+
+    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
+        """Return ``{path: delta}`` for the modules to adapt."""
+        inputs, queries = self._inputs(model, places), _queries(model)
+        deltas: Deltas = {}
+        for path, (d_in, d_out) in ((path, sizes(module)) for path, module in places.items()):
+            output = d_out, queries.get(path, 0), self.target_modules is not None
+            deltas[path] = IA3Input(d_in) if path in inputs else IA3Output(*output)
+        return deltas
+
+    def _inputs(self, model: nn.Module, places: Modules) -> Modules:
+        """Return the paths whose input is scaled."""
+        given = self.feedforward_modules
+        if given is None:
+            return modules_in_role(model, roles_of(model, BOTH).ffn_output)
+        return targets.match(model, places, places, given)
+
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors; a vector is as long as its map's output."""
+        config, tensors = super().to_peft(model, deltas)
+        outputs = [path for path, delta in deltas.items() if isinstance(delta, IA3Output)]
+        inputs = [path for path, delta in deltas.items() if isinstance(delta, IA3Input)]
+        return config | _names_of(model, outputs, inputs), tensors
+
+    @classmethod
+    def read(cls, model: nn.Module, config: Config, marks: Tensors) -> dict[str, Any]:
+        """Return the hyper-parameters. The shape of a vector says what it scales."""
+        # That of an input is (1, d_in), that of an output (d_out, 1).
+        inputs = [path for path, l in marks.items() if l.shape[1:].numel() > 1]
+        names = _names_of(model, marks.keys() - set(inputs), inputs)
+        return super().read(model, config, marks) | names
+
+
+class IA3Output(nn.Module):
+    """l ⊙ y: scales the output of a linear map (l_k and l_v of the paper).
+
+    Args:
+        d_out: size of the output.
+        queries: how many of the first entries are queries: those of a fused projection.
+        scale_queries: whether these are scaled too.
+    """
+
+    def __init__(self, d_out: int, queries: int = 0, scale_queries: bool = True):
+        super().__init__()
+        self.d_out, self.queries = d_out, queries
+        self.ia3_l = nn.Parameter(torch.ones(d_out if scale_queries else d_out - queries, 1))
+
+    def whole(self) -> Tensor:
+        """Return the vector for the whole output, ones for what is not scaled: (d_out, 1)."""
+        return F.pad(self.ia3_l, (0, 0, self.d_out - len(self.ia3_l), 0), value=1.0)
+
+    def export(self) -> dict[str, Tensor]:
+        """Return the vector for the whole output."""
+        return {"ia3_l": self.whole()}
+
+    def take(self, tensors: Tensors) -> None:
+        """Take the values of what `export` returned.
+
+        Queries that are all scaled by exactly one were not trained, and are not trained again.
+        """
+        l = tensors["ia3_l"]
+        fixed = self.queries if (l[: self.queries] == 1).all() else 0
+        self.ia3_l = nn.Parameter(l[fixed:].to(self.ia3_l, copy=True))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return l ⊙ y, for y: (..., d_out)."""
+        # Not in y's dtype: bfloat16 has no number between 1 and 1 + 1/128.
+        return (y * self.whole().flatten()).to(y.dtype)
+
+    @torch.no_grad()
+    def merge_into(self, base: Any) -> None:
+        """Scale the rows of the weight and the bias: in float32 (at least), then rounded once."""
+        l = self.whole()
+        base.weight.copy_(base.weight * (l.T if is_conv1d(base) else l))
+        if base.bias is not None:
+            base.bias.copy_(base.bias * l.flatten())
+
+
+class IA3Input(nn.Module):
+    """W (l ⊙ x): scales the input of a linear map (l_ff of the paper).
+
+    Args:
+        d_in: size of the input.
+    """
+
+    def __init__(self, d_in: int):
+        super().__init__()
+        self.ia3_l = nn.Parameter(torch.ones(1, d_in))
+
+    def before(self, x: Tensor) -> Tensor:
+        """Return l ⊙ x, for x: (..., d_in)."""
+        return (x * self.ia3_l.flatten()).to(x.dtype)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y, the base's output for the scaled input."""
+        return y
+
+    @torch.no_grad()
+    def merge_into(self, base: Any) -> None:
+        """Scale the columns of the weight: in float32 (at least), then rounded once."""
+        base.weight.copy_(base.weight * (self.ia3_l.T if is_conv1d(base) else self.ia3_l))
+
+
+def _queries(model: nn.Module) -> dict[str, int]:
+    """Return how many rows of each fused projection are queries; keys and values follow them."""
+    roles = ROLES.get(model_type(model) or "")
+    if roles is None or roles.query != roles.key:
+        return {}
+    shapes = {path: sizes(module) for path, module in modules_in_role(model, roles.key).items()}
+    return {path: d_out - 2 * d_in for path, (d_in, d_out) in shapes.items()}
+
+
+def _names_of(model: nn.Module, outputs: Iterable[str], inputs: Iterable[str]) -> dict[str, Any]:
+    """Return names for both; PEFT wants the second list to be part of the first, word for word."""
+    feedforward = targets.shortest_names(model, inputs)
+    both = sorted(targets.shortest_names(model, outputs) + feedforward)
+    return {"target_modules": both, "feedforward_modules": feedforward}

@@ -1,0 +1,108 @@
+"""LLaMA-Adapter (Zhang et al. 2023, arXiv:2303.16199): prompts behind gates that begin closed.
+
+In each of the topmost layers the queries of the text also look at a learned prompt P (n x d), through
+the layer's own projections of keys and values, and what they find is added behind a gate g of each
+head:
+
+    softmax(Q Kᵀ / √d) V  +  tanh(g) softmax(Q (W_k P)ᵀ / √d) W_v P,     g = 0 at the start.
+
+The prompt has a softmax of its own, unlike a prefix, so closed gates leave the model as it was. The
+delta stands beside the attention module and acts in its attention function (see `attention.py`).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pedagogic_peft.core import attention, validation
+from pedagogic_peft.core.architectures import modules_in_role, roles_of
+from pedagogic_peft.core.attention import Attend, AttentionDelta
+from pedagogic_peft.core.method import Deltas, Method, hyper
+from pedagogic_peft.core.targets import Modules, Names, sizes
+
+
+class LlamaAdapter(Method):
+    """The hyper-parameters of LLaMA-Adapter.
+
+    While it is attached, the model's attention is SDPA (also in a model that was loaded with "eager"),
+    and attention weights cannot be asked for. Its checkpoints are this library's own: PEFT's
+    "ADAPTION_PROMPT" has one gate for all heads of a layer.
+
+    Args:
+        adapter_len: n, the number of prompt vectors in each layer, at least 1.
+        adapter_layers: how many layers, counted from the output; None means all. In
+            encoder-decoders they are the decoder's.
+        modules_to_save: names of modules to train in full, such as a new classification head.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range; the message names it.
+    """
+
+    peft_type = "LLAMA_ADAPTER"
+
+    adapter_len: int = hyper(10, validation.count)
+    adapter_layers: int | None = hyper(None, validation.count)
+
+    def targets(self, model: nn.Module, without: object) -> Modules:
+        """Return ``{path: module}`` of the topmost attentions.
+
+        Raises:
+            ValueError: the model does not use the attention interface, or its architecture has no row
+                in `ROLES`; there are fewer layers than ``adapter_layers``.
+        """
+        attention.check_can_take_over(model)
+        found = list(attention.find_attentions(model).items())
+        if (layers := self.adapter_layers or len(found)) > len(found):
+            raise ValueError(f"adapter_layers={layers}: the model has {len(found)} layers")
+        return dict(found[-layers:])
+
+    def deltas(self, model: Any, places: Modules) -> Deltas:
+        """Return ``{path: delta}`` for the attentions."""
+        names = roles_of(model).key, roles_of(model).value
+        maps = modules_in_role(model, *names)
+        heads, keys = model.config.num_attention_heads, attention.heads_and_size(model)
+        widths = {path: sizes(maps[f"{path}.{names[0]}"])[0] for path in places}
+        return {p: GatedPrompt(self.adapter_len, d, heads, keys, names) for p, d in widths.items()}
+
+
+class GatedPrompt(AttentionDelta):
+    """The prompt of one attention and its gates.
+
+    The prompt takes the place of hidden states, which come out of a normalisation, so it begins with
+    their spread: Gaussian, of standard deviation 1.
+
+    Args:
+        n, width: the shape of the prompt.
+        heads: number of heads of the queries; each has a gate.
+        keys: number of heads of the keys, and their size.
+        maps: names of the attention's maps of keys and of values; the same if they are one map, with
+            the values in its last rows and the keys before them.
+    """
+
+    def __init__(self, n: int, width: int, heads: int, keys: tuple[int, int], maps: Names):
+        super().__init__()
+        self.prompt = nn.Parameter(torch.randn(n, width))
+        self.gate = nn.Parameter(torch.zeros(heads))
+        self.keys, self.maps = keys, maps
+
+    def keys_and_values(self, module: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+        """Return two tensors (1, heads of the keys, n, size), by the maps as they are adapted."""
+        prompt, (heads, size) = self.prompt.to(dtype)[None], self.keys  # (1, n, width)
+        K, V = (module.get_submodule(name)(prompt) for name in self.maps)
+        if self.maps[0] == self.maps[1]:
+            K, V = K[..., -2 * heads * size : -heads * size], V[..., -heads * size :]
+        return [x.unflatten(-1, (heads, size)).transpose(1, 2) for x in (K, V)]
+
+    def attend(
+        self, run: Attend, module: Any, Q: Tensor, K: Tensor, V: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add what the queries find in the prompt, behind the gates."""
+        y, weights = run(module, Q, K, V, mask, **kwargs)  # y: (batch, q, heads, size)
+        K, V = self.keys_and_values(module, Q.dtype)
+        repeats = Q.shape[1] // K.shape[1]  # GQA: several queries' heads share keys
+        K, V = (x.repeat_interleave(repeats, 1).expand(len(Q), -1, -1, -1) for x in (K, V))
+        found = F.scaled_dot_product_attention(Q, K, V, scale=kwargs.get("scaling"))
+        gate = torch.tanh(self.gate)[:, None, None].to(y.dtype)
+        return y + (gate * found).transpose(1, 2), weights

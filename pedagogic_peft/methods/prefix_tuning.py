@@ -1,0 +1,246 @@
+"""Prefix tuning (Li & Liang 2021, arXiv:2101.00190): learned keys and values in every attention.
+
+In each layer the queries of the text also look at n learned keys P_K and their values P_V,
+
+    softmax(Q [P_K; K]ᵀ / √d) [P_V; V],
+
+which are the only parameters. No layer below the prefix computes it, unlike a prompt's activations. On
+encoders and for classification the same method is P-tuning v2 (Liu et al. 2022, arXiv:2110.07602).
+
+The delta stands beside the attention module and acts in its attention function (see `attention.py`).
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pedagogic_peft.core import attention, validation
+from pedagogic_peft.core.attention import Attend, AttentionDelta
+from pedagogic_peft.core.method import Checkpoint, Config, Deltas, hyper
+from pedagogic_peft.core.sites import Args, Kwargs, base_modules
+from pedagogic_peft.core.targets import Modules, Names, Targets
+from pedagogic_peft.methods.prompt_tuning import PromptMethod, by_name, check_fits, position_limit
+
+# The modules that turn positions into vectors or angles.
+POSITIONS = re.compile(r"(.*\.)?(wpe|position_embeddings|embed_positions|rotary_emb)")
+
+
+def check_start(what: str, value: Any) -> Any:
+    """Return "normal", which is None in PEFT's checkpoints, or "zero"."""
+    return validation.one_of("normal", "zero")(what, "normal" if value is None else value)
+
+
+class PrefixTuning(PromptMethod):
+    """The hyper-parameters of prefix tuning.
+
+    Unlike LoRA it changes the model's output from the start: whatever its values, a prefix takes a
+    share of the attention. While one is attached, the model's attention is SDPA (also in a model that
+    was loaded with "eager"), and attention weights cannot be asked for.
+
+    Args:
+        num_virtual_tokens: n, at least 1.
+        prefix_projection: train an embedding and a two-layer network that makes the keys and values
+            (section 4.3: training these directly was unstable); it is saved with the prefix.
+        encoder_hidden_size: width of that network; None means the model's width.
+        init_weights: "normal", small Gaussian values, or "zero". A prefix without projection that
+            begins at zero stays one token repeated n times, for all get the same gradient.
+        shift_positions: whether the text's positions begin at n, as if the prefix stood at positions
+            0 to n - 1 (in T5: whether it has the position bias of n tokens before the text). So it is
+            in PEFT and in the authors' GPT-2; n positions fewer are left for the text.
+        target_modules: the attention modules, as in `LoRA`; None means every self-attention (in
+            encoder-decoders the decoder's, as in PEFT).
+        modules_to_save: names of modules to train in full, such as a new classification head.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range; the message names it.
+    """
+
+    peft_type = "PREFIX_TUNING"
+    PLAIN = {"prefix_projection": False}
+    can_adapt = staticmethod(attention.is_attention)
+
+    num_virtual_tokens: int = hyper(20, validation.count)
+    prefix_projection: bool = hyper(False, validation.flag)
+    encoder_hidden_size: int | None = hyper(None, validation.count)
+    init_weights: str = hyper("normal", check_start)
+    shift_positions: bool = hyper(True, validation.flag)
+    target_modules: Targets = hyper(None, validation.targets)
+
+    def targets(self, model: nn.Module, without: Any) -> Modules:
+        """Return ``{path: module}`` of the attentions.
+
+        Raises:
+            ValueError: a name matches no attention; the model does not use the attention interface,
+                or uses it with another function than "sdpa" or "eager".
+        """
+        attention.check_can_take_over(model)
+        if self.target_modules is None:
+            return attention.find_attentions(model)
+        return super(PromptMethod, self).targets(model, without)
+
+    def deltas(self, model: Any, places: Modules) -> Deltas:
+        """Return ``{path: delta}``: the prefixes, and the shifts of positions."""
+        (heads, size), n = attention.heads_and_size(model), self.num_virtual_tokens
+        width = self.encoder_hidden_size or model.config.hidden_size
+        network = PrefixNetwork(n, heads * size, width) if self.prefix_projection else None
+        deltas: Deltas = {}
+        table = None  # T5: the first layer's table of position biases serves all layers of a stack
+        for path, module in base_modules(model).items():
+            if self.shift_positions and hasattr(module, "relative_attention_bias"):
+                table = module
+            if path in places:
+                own_table = None if "EncDec" in path else table
+                deltas[path] = Prefix((n, 2, heads, size), self.init_weights, network, own_table)
+            if self.shift_positions and POSITIONS.fullmatch(path):
+                deltas[path] = PositionShift(module, n, position_limit(model))
+        if network is not None:
+            deltas[next(iter(places))].network = network  # registered once
+        return deltas
+
+    def to_peft(self, model: Any, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors: keys and values, and for us the network as well.
+
+        What PEFT cannot compute (other targets, positions not shifted, encoder-decoders: see
+        `split`) has a tensor of another name than PEFT reads, so that PEFT refuses the file.
+        """
+        config, tensors = super().to_peft(model, deltas)
+        heads, size = attention.heads_and_size(model)
+        layers = config["token_dim"] // (2 * heads * size)
+        config |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
+        config["init_weights"] = "zero" if self.init_weights == "zero" else None
+        if self.target_modules or not self.shift_positions or model.config.is_encoder_decoder:
+            tensors["prefix"] = tensors.pop("prompt_embeddings")
+        else:
+            del config["target_modules"], config["shift_positions"]  # PEFT knows no such keys
+        return config, tensors
+
+    def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
+        """Return the layers' keys and values.
+
+        In an encoder-decoder of L layers PEFT gives layer l the keys and values of layer 2 l modulo
+        L, so its files are read like that; as L is mostly even, it could not read ours.
+
+        Raises:
+            ValueError: the model has layers of another number or size.
+        """
+        (heads, size), L = attention.heads_and_size(model), len(paths)
+        if P.shape[1] != L * 2 * heads * size:
+            what = f"The prefix has {P.shape[1]} numbers for each virtual token; this model has"
+            raise ValueError(f"{what} {L} layers * 2 * {heads} heads * {size}")
+        layers = P.reshape(len(P), L, 2, heads, size).unbind(1)
+        step = 2 if model.config.is_encoder_decoder and "shift_positions" not in config else 1
+        return {f"{path}.prefix": layers[step * l % L] for l, path in enumerate(paths)}
+
+
+PTuningV2 = PrefixTuning  # what P-tuning v2 trains in encoders
+
+
+class PrefixNetwork(nn.Module):
+    """What all layers share of the network that makes the prefixes: tanh(W E + b).
+
+    Args:
+        n, dim: the shape of E, the network's trained input.
+        width: size of what it returns.
+    """
+
+    def __init__(self, n: int, dim: int, width: int):
+        super().__init__()
+        self.E = nn.Parameter(torch.randn(n, dim))
+        self.down = nn.Linear(dim, width)
+
+    def forward(self) -> Tensor:
+        """Return the hidden layer: (n, width)."""
+        return torch.tanh(self.down(self.E))
+
+
+class Prefix(AttentionDelta):
+    """The learned keys and values of one attention.
+
+    Each layer asks the shared network anew: it is small, and so nothing is kept from one layer's
+    computation to another's, which gradient checkpointing would not survive.
+
+    Args:
+        shape: (n, 2, heads, size); at index 0 the keys, at 1 the values.
+        init: "normal" or "zero".
+        network: makes the keys and values, with this layer's own last linear map; None trains them.
+        table: T5's attention module that has the position biases; None for a bias of zero.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], init: str, network: PrefixNetwork | None, table: Any
+    ):
+        super().__init__()
+        self.shape, self.shared, self.table = shape, (network,), (table,)  # tuples: no children
+        if network is None:
+            self.prefix = nn.Parameter(0.02 * torch.randn(shape))
+        else:
+            self.up = nn.Linear(network.down.out_features, 2 * shape[2] * shape[3])
+        if init == "zero":
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
+
+    def prompt(self) -> Tensor:
+        """Return keys and values as in a checkpoint: (n, 2 * heads * size)."""
+        return self.keys_and_values().flatten(1)
+
+    def keys_and_values(self) -> Tensor:
+        """Return (n, 2, heads, size)."""
+        network = self.shared[0]
+        return self.prefix if network is None else self.up(network()).view(self.shape)
+
+    def attend(
+        self, run: Attend, module: Any, Q: Tensor, K: Tensor, V: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Put the prefix in front of keys and values, where every query sees it.
+
+        Where attention has a sliding window, each sees as much of it as of n tokens before the text.
+        """
+        # (n, 2, heads, size) -> (2, batch, heads, n, size)
+        P = self.keys_and_values().to(K).permute(1, 2, 0, 3)[:, None].expand(-1, len(K), -1, -1, -1)
+        n, q, k = self.shape[0], Q.shape[2], K.shape[2]
+        given = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if given is None else given
+        window = causal and kwargs.get("sliding_window") or n + k
+        if mask is None and (causal and q > 1 or n + k > window):  # SDPA's own would have no prefix
+            mask = torch.ones(1, 1, q, k, dtype=torch.bool, device=K.device).tril(k - q)
+        if mask is not None:
+            seen = torch.ones(mask.shape[-2], n, device=K.device).triu(n + k - q - window + 1)
+            seen = seen.bool() if mask.dtype == torch.bool else seen.log().to(mask)
+            mask = torch.cat([seen.expand(*mask.shape[:-1], n), mask], dim=-1)
+        bias, table = kwargs.get("position_bias"), self.table[0]
+        if bias is not None:  # T5: (1, heads, q, k)
+            own = bias.new_zeros(1, bias.shape[1], q, n)
+            if table is not None:
+                own = table.compute_bias(q, n, K.device, past_seen_tokens=n + k - q).to(bias)
+            kwargs["position_bias"] = torch.cat([own, bias], dim=-1)
+        return run(module, Q, torch.cat([P[0], K], 2), torch.cat([P[1], V], 2), mask, **kwargs)
+
+
+class PositionShift(nn.Module):
+    """Adds n to the positions a module reads: a table of positions, or the angles of RoPE.
+
+    Args:
+        module: that module. Beside a plain table it is a delta of a `Site`, for LoRA may sit there too.
+        n: how many positions the prefix takes.
+        limit: how many positions the model has, if it is limited.
+    """
+
+    def __init__(self, module: nn.Module, n: int, limit: int | None):
+        super().__init__()
+        self.beside = type(module).forward is not nn.Embedding.forward
+        self.n, self.limit = n, limit
+
+    def before(self, positions: Tensor) -> Tensor:
+        """Return the positions, (..., tokens), moved by n."""
+        check_fits(self.n, positions.shape[-1], self.limit)
+        return positions + self.n
+
+    def forward(self, positions: Tensor, y: Tensor) -> Tensor:
+        return y
+
+    def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """The same where the positions are not the first argument."""
+        kwargs = by_name(module, args, kwargs)
+        return (), kwargs | {"position_ids": self.before(kwargs["position_ids"])}

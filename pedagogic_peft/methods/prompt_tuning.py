@@ -1,0 +1,445 @@
+"""Prompt tuning and P-tuning: learned vectors in front of the embedded text.
+
+Prompt tuning (Lester et al. 2021, arXiv:2104.08691) trains a matrix P (n x d) of n virtual tokens and
+nothing else: the frozen model reads [P; X], where X is the embedded text. P-tuning (Liu et al. 2021,
+arXiv:2103.10385) trains a small network that makes P.
+
+The delta stands beside the backbone (in encoder-decoders beside the encoder). Entering, it puts P in
+front and widens the mask; leaving, it takes P's rows off again, so that logits and labels have the
+shape of the text. While a KV cache is filled, P is put in front once, at the first step. The rows of
+a batch may have prompts of their own: ``activate(model, rows=["polite", "tale", None])``.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pedagogic_peft.core import validation
+from pedagogic_peft.core.method import (
+    Checkpoint,
+    Config,
+    Deltas,
+    Method,
+    Tensors,
+    hyper,
+    own_deltas,
+)
+from pedagogic_peft.core.sites import Args, Kwargs, base_modules
+from pedagogic_peft.core.targets import Modules, Names
+from pedagogic_peft.files.peft_format import TABLE, check_options, fill, sort_out, take, tensors_of
+
+
+class PromptMethod(Method):
+    """What the methods with virtual tokens share: where text enters, and PEFT's checkpoints.
+
+    PEFT saves what comes out of training, one matrix ``prompt_embeddings`` (n x numbers for each
+    token), and no network that made it. We add the network, so that training can go on; PEFT reads
+    over it. All hyper-parameters but ``init``, which means nothing after training, have PEFT's names.
+
+    Attributes:
+        PLAIN: {hyper-parameter: its value where no network makes the prompt}.
+    """
+
+    PLAIN: ClassVar[dict[str, Any]] = {}
+
+    # (self, embedding of tokens): the prompt in front of the text, as it starts
+    prompt: ClassVar[Callable[..., "SoftPrompt"]]
+
+    def targets(self, model: Any, without: object) -> Modules:
+        """Return ``{path: module}`` of the module that text enters, and of one that attends to it.
+
+        Raises:
+            ValueError: the model embeds no tokens.
+        """
+        embedding_of(model)  # or the error
+        entered = [model.base_model]
+        if hasattr(model.base_model, "decoder"):  # OPT's heads call it past the backbone
+            encoder = [model.base_model.encoder] if model.config.is_encoder_decoder else []
+            entered = [*encoder, model.base_model.decoder]
+        return {path: m for path, m in base_modules(model).items() if m in entered}
+
+    def deltas(self, model: Any, places: Modules) -> Deltas:
+        """Return ``{path: delta}``: the prompt, and what must know of it."""
+        (path, backbone), *decoders = places.items()
+        delta = self.prompt(embedding_of(model))
+        is_decoder = any(getattr(module, "is_causal", False) for module in backbone.modules())
+        positions = "position_ids" in inspect.signature(backbone.forward).parameters
+        delta.limit, delta.counts = position_limit(model), is_decoder and positions
+        # A decoder attends to the encoder's prompt; an encoder's classifier reads the first position.
+        pools = type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))
+        delta.cuts = not decoders and (is_decoder or not pools)
+        return {path: delta} | {path: WiderCrossMask() for path, _ in decoders}
+
+    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors: the prompt, and for us the network as well."""
+        prompts = prompts_of(deltas)
+        copies = {path: deltas[path] for path in deltas.keys() - own_deltas(deltas).keys()}
+        P = torch.cat([delta.prompt() for delta in prompts.values()], dim=1)  # (n, numbers)
+        kinds, kind = TABLE["task_types"].items(), type(model).__name__
+        # PEFT needs a task, and its other tasks need a trained head.
+        tasks = [task for end, task in kinds if kind.endswith(end) and (copies or "LM" in task)]
+        config = super().to_peft(model, {})[0] | {"token_dim": P.shape[1]}
+        task = tasks[0] if tasks else "FEATURE_EXTRACTION"
+        config |= {"num_transformer_submodules": 1, "task_type": task}
+        tensors = {f"base_model.{key}": tensor for key, tensor in tensors_of(copies).items()}
+        if any(getattr(self, name) != value for name, value in self.PLAIN.items()):
+            tensors |= {f"prompt_encoder.{key}": t for key, t in tensors_of(prompts).items()}
+        return config, tensors | {"prompt_embeddings": P}
+
+    @classmethod
+    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
+        """Return the hyper-parameters of a checkpoint and the filled deltas.
+
+        Raises:
+            ValueError: an option is not supported, or the tensors do not fit the model.
+        """
+        check_options(config, cls.keys())
+        saved, rest = take("base_model.", tensors)
+        network, rest = take("prompt_encoder.", rest)
+        config, copies = sort_out(model, config, saved)
+        if rest.keys() not in ({"prompt_embeddings"}, {"prefix"}):
+            raise ValueError(f"Expected a tensor prompt_embeddings; there are {list(tensors)}")
+        [(name, P)], n = rest.items(), config.get("num_virtual_tokens")
+        if len(P) not in (n, 2 * (n or 0)):  # for encoder-decoders PEFT saves 2 n, and uses n
+            raise ValueError(f"num_virtual_tokens={n}, but {name} has {len(P)} rows")
+        method = cls(**cls.read(model, config, {}) | ({} if network else cls.PLAIN))
+        deltas = method.build(model)
+        own = network or method.split(model, config, P[:n], list(prompts_of(deltas)))
+        fill(deltas, {**own, **copies})
+        return method, deltas
+
+    def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
+        """Return the deltas' own tensors ``{path.key: tensor}`` from a checkpoint's P."""
+        return {f"{paths[0]}.prompt_embeddings": P}
+
+
+def check_init(what: str, value: Any) -> Any:
+    """Return the value if it is "vocab", "random" or a list of token ids (as a tuple)."""
+    good = value in ("vocab", "random") or (value and not isinstance(value, str))
+    validation.expect(good, what, value, '"vocab", "random" or a list of token ids')
+    return value if isinstance(value, str) else tuple(value)
+
+
+class PromptTuning(PromptMethod):
+    """The hyper-parameters of prompt tuning.
+
+    Unlike LoRA it changes the model's output from the start, and the prompt takes positions: virtual
+    tokens and text together must fit into the model. Attention masks may be padded on either side.
+    In an encoder the prompt stands in front of [CLS], so a classifier that reads the first position
+    reads the first virtual token, as in Hugging Face PEFT. ``hidden_states`` and ``attentions``, if
+    asked for, still show the prompt's rows.
+
+    Args:
+        num_virtual_tokens: n, at least 1.
+        init: how P begins. "vocab": embeddings of random tokens of the vocabulary; "random": Gaussian,
+            as spread as the embeddings; a list of token ids, their embeddings, repeated or cut to n:
+            ``init=tokenizer("Is this review positive?").input_ids``. The paper compares starting from
+            class labels, from the vocabulary and from random values (section 3.2): labels were best
+            and random values worst, and it mattered least in the largest model.
+            A checkpoint does not say how P began.
+        modules_to_save: names of modules to train in full, such as a new classification head.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range; the message names it.
+    """
+
+    peft_type = "PROMPT_TUNING"
+
+    num_virtual_tokens: int = hyper(20, validation.count)
+    init: str | Sequence[int] = hyper("vocab", check_init, key="")
+
+    def prompt(self, embedding: nn.Embedding) -> "SoftPrompt":
+        """Return the prompt as it starts.
+
+        Raises:
+            ValueError: a token id of ``init`` is not in the vocabulary.
+        """
+        return SoftPrompt(initial_prompt(embedding, self.num_virtual_tokens, self.init))
+
+
+class PTuning(PromptMethod):
+    """The hyper-parameters of P-tuning: a network, trained with its input, makes the prompt.
+
+    Args:
+        num_virtual_tokens: n, at least 1.
+        encoder_reparameterization_type: the network: "MLP" (three linear maps with ReLU), "LSTM" (a
+            bidirectional LSTM and two linear maps), or None: no network, the prompt itself is trained.
+            So is a prompt that PEFT saved, for it saves the network's output only.
+        encoder_hidden_size: width of the network; None means that of the model's embeddings.
+        encoder_num_layers, encoder_dropout: of the LSTM, as in `nn.LSTM`.
+        modules_to_save: names of modules to train in full, such as a new classification head.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range; the message names it.
+    """
+
+    peft_type = "P_TUNING"
+    PLAIN = {"encoder_reparameterization_type": None}
+
+    num_virtual_tokens: int = hyper(20, validation.count)
+    encoder_reparameterization_type: str | None = hyper(
+        "MLP", validation.one_of("MLP", "LSTM", None)
+    )
+    encoder_hidden_size: int | None = hyper(None, validation.count)
+    encoder_num_layers: int = hyper(2, validation.count)
+    encoder_dropout: float = hyper(0.0, validation.probability)
+
+    def prompt(self, embedding: nn.Embedding) -> "SoftPrompt":
+        """Return the prompt, or the network that makes it, as it starts."""
+        n, kind = self.num_virtual_tokens, self.encoder_reparameterization_type
+        if kind is None:
+            return SoftPrompt(initial_prompt(embedding, n, "vocab"))
+        dim, layers = embedding.embedding_dim, self.encoder_num_layers if kind == "LSTM" else 0
+        hidden = self.encoder_hidden_size or dim
+        return EncodedPrompt(n, dim, hidden, layers, self.encoder_dropout)
+
+
+class SoftPrompt(nn.Module):
+    """P in front of the embedded text.
+
+    Args:
+        start: the first value of P, (n, d).
+
+    Attributes:
+        limit: how many positions the model has, if it is limited.
+        counts: whether positions follow the mask: a decoder's, so that padding moves no token.
+        cuts: whether P's rows are taken off what comes out.
+        inserted: how many rows the step that is running put in front.
+    """
+
+    beside = True
+
+    def __init__(self, start: Tensor):
+        super().__init__()
+        self.prompt_embeddings = nn.Parameter(start)
+        self.limit: int | None = None
+        self.counts, self.cuts, self.inserted = False, True, 0
+
+    def prompt(self) -> Tensor:
+        """Return P: (n, d)."""
+        return self.prompt_embeddings
+
+    def enter(self, module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Put P in front of the text."""
+        return (), self.put(module, by_name(module, args, kwargs), self.prompt()[None], None)
+
+    def put(self, module: Any, kwargs: Kwargs, P: Tensor, real: Tensor | None) -> Kwargs:
+        """Put P in front of the text; in later steps with a cache, only count its positions.
+
+        Args:
+            module, kwargs: the backbone, and all its arguments by name.
+            P: (batch, n, d), or (1, n, d) for all rows.
+            real: (batch, n), 0 where P is filler; None where nothing is.
+        """
+        check_can_enter(kwargs)
+        x, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        batch, tokens = (kwargs["input_ids"] if x is None else x).shape[:2]
+        n, cache = P.shape[1], kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
+        self.inserted = 0 if past else n
+        length = past + self.inserted + tokens  # the cache holds P too
+        check_fits(n, length - n, self.limit)
+        if self.inserted:
+            x = module.get_input_embeddings()(kwargs["input_ids"]) if x is None else x
+            kwargs |= {"input_ids": None, "inputs_embeds": in_front(P, x)}
+            if kwargs.get("token_type_ids") is not None:
+                kwargs["token_type_ids"] = F.pad(kwargs["token_type_ids"], (n, 0))
+        if real is None:
+            real = torch.ones(batch, n, dtype=torch.long, device=P.device)
+        elif mask is None:
+            mask = real.new_ones(batch, length - n)
+        if mask is not None:  # (batch, all tokens) -> (batch, n + all tokens)
+            kwargs["attention_mask"] = mask = torch.cat([real.to(mask), mask], dim=1)
+        if (given := kwargs.get("position_ids")) is not None:
+            first = given.amin(-1, keepdim=True) + positions(real)[:, : self.inserted]
+            kwargs["position_ids"] = torch.cat([first, given + real.sum(-1, keepdim=True)], dim=-1)
+        elif mask is not None and self.counts:
+            kwargs["position_ids"] = positions(mask)[:, past:]
+        return kwargs
+
+    def leave(self, module: nn.Module, output: Any) -> Any:
+        """Take the rows of P off the last hidden state, (batch, n + tokens, d)."""
+        n, self.inserted = self.inserted, 0
+        if not (n and self.cuts):
+            return output
+        if isinstance(output, tuple):
+            return output[0][:, n:], *output[1:]
+        output.last_hidden_state = output.last_hidden_state[:, n:]
+        return output
+
+    @staticmethod
+    def for_rows(prompts: Sequence["SoftPrompt | None"]) -> "RowPrompts":
+        """Return what serves a batch whose rows have these prompts."""
+        return RowPrompts(prompts)
+
+
+class RowPrompts:
+    """Prompts for a batch in which each row has its own; it trains nothing itself.
+
+    Shorter prompts stand behind filler that the mask hides, as padding on the left is hidden.
+
+    Args:
+        prompts: one for each row; None for a row without.
+    """
+
+    def __init__(self, prompts: Sequence[SoftPrompt | None]):
+        self.prompts = prompts
+        self.first = next(prompt for prompt in prompts if prompt is not None)
+
+    def enter(self, module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Put each row's prompt in front of it.
+
+        Raises:
+            ValueError: the batch has another number of rows; prompts of different lengths, where
+                padding is not hidden that well.
+        """
+        kwargs = by_name(module, args, kwargs)
+        each = {prompt: prompt.prompt() for prompt in self.prompts if prompt is not None}
+        empty = next(iter(each.values()))[:0]
+        rows = [empty if prompt is None else each[prompt] for prompt in self.prompts]
+        lengths = [len(row) for row in rows]
+        if len(set(lengths)) > 1 and not self.first.counts:
+            what = f"rows with prompts of {lengths} virtual tokens: in a {type(module).__name__}"
+            raise ValueError(f"{what} they need the same number in every row")
+        x = kwargs.get("inputs_embeds")
+        batch = len(kwargs["input_ids"] if x is None else x)
+        if batch % len(rows):
+            raise ValueError(f"A batch of {batch} rows, but activate named {len(rows)}")
+        n, repeats = max(lengths), batch // len(rows)  # beams of one row follow each other
+        P = torch.stack([F.pad(row, (0, 0, n - len(row), 0)) for row in rows])  # (rows, n, d)
+        real = torch.tensor([[0] * (n - m) + [1] * m for m in lengths], device=P.device)
+        P, real = P.repeat_interleave(repeats, 0), real.repeat_interleave(repeats, 0)
+        return (), self.first.put(module, kwargs, P, real if min(lengths) < n else None)
+
+    def leave(self, module: nn.Module, output: Any) -> Any:
+        """Take the rows of P off the last hidden state."""
+        return self.first.leave(module, output)
+
+
+class EncodedPrompt(SoftPrompt):
+    """P = network(E), with E: (n, d).
+
+    Args:
+        n, dim: the shape of P.
+        hidden: width of the network.
+        lstm_layers: layers of the LSTM; 0 means the MLP.
+        dropout: between the layers of the LSTM.
+    """
+
+    def __init__(self, n: int, dim: int, hidden: int, lstm_layers: int = 0, dropout: float = 0.0):
+        super().__init__(torch.randn(n, dim))  # here it is E, the network's input
+        inner = [nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+        if lstm_layers:
+            self.lstm = nn.LSTM(dim, hidden, lstm_layers, dropout=dropout, bidirectional=True)
+            hidden *= 2  # both directions
+            inner = [nn.Linear(hidden, hidden), nn.ReLU()]
+        self.mlp = nn.Sequential(*inner, nn.Linear(hidden, dim))
+
+    def prompt(self) -> Tensor:
+        """Return P: (n, d)."""
+        E = self.prompt_embeddings
+        P: Tensor = self.mlp(self.lstm(E)[0] if hasattr(self, "lstm") else E)
+        return P
+
+
+class WiderCrossMask(nn.Module):
+    """Beside the decoder of an encoder-decoder: lets it see the prompt that the encoder has read."""
+
+    beside = True
+
+    def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Widen the mask of the encoder's states to their number."""
+        kwargs = by_name(module, args, kwargs)
+        states, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
+        if states is not None and mask is not None:
+            n = states.shape[1] - mask.shape[1]
+            kwargs["encoder_attention_mask"] = F.pad(mask, (n, 0), value=1)
+        return (), kwargs
+
+    @staticmethod
+    def for_rows(deltas: Sequence["WiderCrossMask | None"]) -> "WiderCrossMask":
+        """Return what serves all rows: any of them, for their prompts have one length."""
+        return next(delta for delta in deltas if delta is not None)
+
+
+def in_front(P: Tensor, x: Tensor) -> Tensor:
+    """Return [P; X]: P (1 or batch, n, d) before the embedded text x (batch, tokens, d)."""
+    P = P.to(x).expand(len(x), -1, -1)  # the same P for every row, or each row's own
+    return torch.cat([P, x], dim=1)  # (batch, n + tokens, d)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Return each token's position (batch, tokens): how many real tokens its row has before it."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def check_can_enter(kwargs: Kwargs) -> None:
+    """Raise a ValueError if a mask or a cache is of a kind that cannot be widened."""
+    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    if getattr(cache, "is_compileable", False) or (mask is not None and mask.dim() != 2):
+        problem = "this is a static cache (leave cache_implementation out) or another mask"
+        raise ValueError(f"A soft prompt needs attention_mask=(batch, tokens), but {problem}")
+
+
+def by_name(module: nn.Module, args: Args, kwargs: Kwargs) -> Kwargs:
+    """Return all arguments of the module's forward by name."""
+    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+
+
+def embedding_of(model: Any) -> nn.Embedding:
+    """Return the model's token embedding.
+
+    Raises:
+        ValueError: it has none, and so no place for virtual tokens.
+    """
+    try:
+        embedding = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # what transformers raises for a model of images
+        embedding = None
+    embedding = getattr(embedding, "base", embedding)
+    if not isinstance(embedding, nn.Embedding) or model.main_input_name != "input_ids":
+        what = f"{type(model).__name__} has no embedding of tokens ({type(embedding).__name__})"
+        raise ValueError(f"{what} for virtual tokens to stand beside; PrefixTuning needs none")
+    return embedding
+
+
+def initial_prompt(embedding: nn.Embedding, n: int, init: str | Sequence[int]) -> Tensor:
+    """Return the first value of P, (n, d), in float32; ``init`` as in `PromptTuning`."""
+    if init == "random":
+        return torch.randn(n, embedding.embedding_dim) * embedding.weight.float().std().cpu()
+    size = embedding.num_embeddings
+    if isinstance(init, str):
+        ids = torch.randint(size, (n,))
+    elif not all(isinstance(i, int) and 0 <= i < size for i in init):
+        raise ValueError(f"init={init}: expected token ids, from 0 to {size - 1}")
+    else:
+        ids = torch.tensor(init).repeat(n // len(init) + 1)[:n]
+    with torch.no_grad():
+        rows: Tensor = embedding(ids.to(embedding.weight.device))  # with its scale, if it has one
+    return rows.float()
+
+
+def position_limit(model: Any) -> int | None:
+    """Return how many tokens the model has positions for; None if it sets no limit."""
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    for path, table in base_modules(model).items():
+        padding: Any = getattr(table, "padding_idx", None)
+        if limit and padding is not None and path.endswith("position_embeddings"):
+            return limit - int(padding) - 1  # RoBERTa's positions begin behind it
+    return limit
+
+
+def check_fits(n: int, tokens: int, limit: int | None) -> None:
+    """Raise a ValueError if the model has too few positions for n virtual tokens and the text."""
+    if limit is not None and n + tokens > limit:
+        what = f"The {n} virtual tokens and {tokens} tokens of text need {n + tokens} positions"
+        raise ValueError(f"{what}, but the model has {limit}")
+
+
+def prompts_of(deltas: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{path: delta}`` of those that have a prompt."""
+    return {path: delta for path, delta in deltas.items() if hasattr(delta, "prompt")}
