@@ -1,14 +1,104 @@
-"""Stop a notebook at the first cell that raises or times out: what follows would only repeat it.
+"""How the gate judges a cell, where that is more than nbval does by itself.
 
-Outputs that differ do not stop it, so that one run shows every difference.
+* Outputs are compared letter by letter. A cell whose numbers come from training or from 16-bit arithmetic may declare
+  a tolerance, since processors round differently: ``{"tolerance": {"abs": 0.02, "reason": "..."}}`` in its metadata.
+  Then numbers with decimals may differ by that much, and nothing else may: words, whole numbers, how many there are.
+  ``"whole": 1`` besides lets whole numbers differ too, in a cell that prints results without decimals.
+* A notebook stops at the first cell that raises or times out: what follows would only repeat it. Outputs that differ do
+  not stop it, so that one run shows every difference.
 """
 
+import json
 import platform
+import re
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
 
 VERSIONS = ("torch", "transformers", "peft", "numpy")
+# A number, with the spaces that align it: 12.5, -3, 1,024, 2e-05.
+NUMBER = re.compile(r" *[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)? *")
+
+
+def numbers(text: str) -> list[str]:
+    return NUMBER.findall(text)
+
+
+def value(number: str) -> float:
+    return float(number.strip().replace(",", "").replace("\u2212", "-"))
+
+
+def distance(stored: str, new: str) -> float:
+    """Return how far two written numbers are apart, without the noise of binary fractions."""
+    return round(abs(value(stored) - value(new)), 12)
+
+
+def allowed(stored: str, new: str, tolerance: dict) -> float:
+    """Return how far this number may be from the stored one: one without decimals is exact, as counts are."""
+    decimals = any(mark in number for number in (stored, new) for mark in ".e")
+    return tolerance.get("abs" if decimals else "whole", 0.0)
+
+
+def pairs(stored: str, new: str) -> list[tuple[str, str]] | None:
+    """Return the numbers of two texts, paired in order, or None where the texts differ in anything else."""
+    if NUMBER.sub("#", stored) != NUMBER.sub("#", new):
+        return None
+    return list(zip(numbers(stored), numbers(new), strict=True))
+
+
+def settle(stored: str, new: str, tolerance: dict) -> str:
+    """Return the new text with every number that is near enough written as in the stored one."""
+    near = iter(pairs(stored, new) or [(number, number) for number in numbers(new)])
+
+    def choose(match: re.Match) -> str:
+        old, here = next(near)
+        return old if distance(old, here) <= allowed(old, here, tolerance) else match[0]
+
+    return NUMBER.sub(choose, new)
+
+
+def texts(stored: list, new: list) -> Iterator[tuple[dict, str, str]]:
+    """Yield (holder, key, stored text) for every text of the new outputs that has a stored counterpart."""
+    for old, output in zip(stored, new, strict=False):
+        for before, holder in ((old, output), (old.get("data", {}), output.get("data", {}))):
+            for key in ("text", "text/plain", "text/html", "text/latex", "image/svg+xml"):
+                if isinstance(before.get(key), str) and isinstance(holder.get(key), str):
+                    yield holder, key, before[key]
+
+
+def compare(cell, new: list, stored: list) -> bool:
+    """Compare a cell's outputs: numbers within its tolerance, all else letter by letter."""
+    tolerance = cell.cell.metadata.get("tolerance", {})
+    new, stored = cell.sanitize_outputs(new), cell.sanitize_outputs(stored)
+    found = [(holder, key, old, holder[key]) for holder, key, old in texts(stored, new)]
+    for holder, key, old, text in found if tolerance else ():
+        holder[key] = settle(old, text, tolerance)
+    same = type(cell).compare_outputs(cell, new, stored)
+    apart = [(a, b) for *_, old, text in found for a, b in pairs(old, text) or () if distance(a, b)]
+    report = {
+        "tolerance": tolerance,
+        "largest": max((distance(*pair) for pair in apart), default=0.0),
+    }
+    cell.user_properties.append(("numbers", json.dumps(report)))
+    if not same:
+        beyond = [
+            f"{a.strip()} -> {b.strip()}"
+            for a, b in apart
+            if distance(a, b) > allowed(a, b, tolerance)
+        ]
+        limits = ", ".join(
+            f"{key} {tolerance[key]}" for key in ("abs", "whole") if tolerance.get(key)
+        )
+        cell.comparison_traceback.append(
+            f"Stored -> new, beyond the tolerance ({limits or 'none: exact'}): {'; '.join(beyond) or 'no number'}"
+        )
+    return same
+
+
+def pytest_itemcollected(item):
+    if hasattr(item, "cell_num"):
+        item.compare_outputs = lambda new, stored, skip_compare=None: compare(item, new, stored)
 
 
 @pytest.hookimpl(trylast=True)  # after the report is there
