@@ -39,6 +39,8 @@ from pedagogic_peft.methods.prompt_tuning import PromptTuning, PTuning
 from pedagogic_peft.methods.vera import VeRA
 from pedagogic_peft.training.train import train
 
+__version__ = "0.1.0"
+
 __all__ = ["LoRA", "DoRA", "PiSSA", "VeRA", "AdaLoRA", "AdaLoRABudget", "lora_plus_groups"]
 __all__ += ["BottleneckAdapter", "Compacter", "AdapterFusion", "load_adapterhub", "IA3", "BitFit"]
 __all__ += ["PromptTuning", "PTuning", "PrefixTuning", "PTuningV2", "LlamaAdapter"]
