@@ -18,11 +18,12 @@ FAULTS ?= 50
 INPUTS ?= 100000
 SAMPLE ?= 500
 
-# The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels of
-# torch and MKL also where the processor has wider ones (100 training steps carry a last digit far).
+# The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels on all of them, in
+# torch itself, in oneDNN and in MKL, whose other settings differ between Intel and AMD (100 steps carry a digit far).
 export OMP_NUM_THREADS := 1
-export ATEN_CPU_CAPABILITY := avx2
-export MKL_CBWR := AVX2
+export ATEN_CPU_CAPABILITY ?= avx2
+export ONEDNN_MAX_CPU_ISA ?= AVX2
+export MKL_CBWR ?= COMPATIBLE
 export PYTHONHASHSEED := 0
 # No network, and no settings of the user.
 export HF_HUB_OFFLINE := 1
