@@ -14,10 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core import targets, validation
-from pedagogic_peft.core.sites import TrainedCopy, base_modules
+from pedagogic_peft.core.delta import (
+    Delta,
+    Deltas,
+    Tensors,
+    TrainedCopy,
+    load_tensors,
+    own_deltas,
+    tensors_of,
+)
+from pedagogic_peft.core.sites import base_modules
 from pedagogic_peft.core.targets import Modules, Names, Targets
 from pedagogic_peft.files import peft_format
-from pedagogic_peft.files.peft_format import PREFIX, Config, Deltas, Tensors
+from pedagogic_peft.files.peft_format import PREFIX, Config
 
 __all__ = ["Checkpoint", "Config", "Deltas", "Method", "Tensors", "hyper", "own_deltas"]
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]  # configuration, tensors
@@ -96,10 +105,10 @@ class Method:
         Raises:
             ValueError: a name matches nothing, or nothing the method can adapt.
         """
-        deltas, modules = cast(dict[str, Any], self.build(model)), base_modules(model)
+        deltas, modules = self.build(model), base_modules(model)
         for path, delta in deltas.items():
-            if hasattr(type(delta), "start_at"):  # asking a Module for what it lacks is slow
-                delta.start_at(modules[path])
+            if isinstance(delta, Delta):
+                delta.init_from_base(modules[path])
         return deltas
 
     def build(self, model: nn.Module) -> Deltas:
@@ -133,7 +142,7 @@ class Method:
             adapted = {path: modules[path] for path in own_deltas(deltas)}
             config["target_modules"] = targets.shortest_names(model, adapted)
             config["fan_in_fan_out"] = any(map(targets.is_conv1d, adapted.values()))
-        tensors = peft_format.tensors_of(deltas)
+        tensors = tensors_of(deltas)
         return config, {PREFIX + key: tensor for key, tensor in tensors.items()}
 
     @classmethod
@@ -150,7 +159,7 @@ class Method:
         marks = {re.fullmatch(rf"(.+)\.({cls.MARK})", key): t for key, t in tensors.items()}
         method = cls(**cls.read(model, config, {m[1]: t for m, t in marks.items() if m}))
         deltas = method.build(model)
-        peft_format.fill(deltas, tensors)
+        load_tensors(deltas, tensors)
         return method, deltas
 
     @classmethod
@@ -161,8 +170,3 @@ class Method:
             peft_format.check_paths(model, config, marks, cls.can_adapt)
             found["target_modules"] = targets.shortest_names(model, marks)
         return found
-
-
-def own_deltas(deltas: Deltas) -> Deltas:
-    """Return the deltas without the modules that are trained in full."""
-    return {path: delta for path, delta in deltas.items() if not isinstance(delta, TrainedCopy)}

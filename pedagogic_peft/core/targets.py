@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from pedagogic_peft.core.architectures import DEFAULT_TARGETS, model_type
-from pedagogic_peft.core.sites import Site, base_modules, outline
+from pedagogic_peft.core.sites import Site, base_modules, walk
 
 Names = Sequence[str]
 Targets = Names | str | None  # `target_modules`, as in `LoRA`
@@ -119,7 +119,7 @@ def find_modules(model: nn.Module, names: Names) -> Modules:
 def shortest_names(model: nn.Module, paths: Iterable[str]) -> list[str]:
     """Return `target_modules` that mean exactly these paths: their ends, if those suffice."""
     ends = sorted({path.rpartition(".")[2] for path in paths})
-    return ends if {p for p in outline(model) if is_named(ends, p)} == set(paths) else sorted(paths)
+    return ends if {p for p in walk(model) if is_named(ends, p)} == set(paths) else sorted(paths)
 
 
 def backbone(model: nn.Module) -> set[nn.Module]:
@@ -169,7 +169,7 @@ def _default_targets(model: nn.Module, candidates: Iterable[str]) -> tuple[str, 
 
 
 def _refuse_fused(model: nn.Module, found: Iterable[str]) -> None:
-    fused = {p: m for p, m in outline(model).items() if isinstance(m, FUSED)}
+    fused = {p: m for p, m in walk(model).items() if isinstance(m, FUSED)}
     for path in found:
         for module in (m for outer, m in fused.items() if inside(path, [outer])):
             what = f"{path!r} lies inside torch's {type(module).__name__}, whose fused kernel"

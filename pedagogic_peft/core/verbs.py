@@ -18,19 +18,19 @@ from torch import nn
 from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.architectures import model_type
 from pedagogic_peft.core.counting import memory_of
+from pedagogic_peft.core.delta import BATCHED, Delta, load_tensors, overrides, tensors_of
 from pedagogic_peft.core.method import Method
 from pedagogic_peft.core.sites import (
     Adaptations,
-    Annex,
+    Hooks,
     Site,
     deltas_of,
     layer_of,
-    outline,
+    replace_modules,
     sites,
-    swap,
+    walk,
 )
 from pedagogic_peft.core.targets import Names
-from pedagogic_peft.files.peft_format import fill, tensors_of
 
 # In (parts of) these the tokens come before the rows of the batch.
 TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".split()
@@ -91,13 +91,13 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         for key in gone & set(place.deltas):
             del place.deltas[key]
     empty = {path: place for path, place in here if not place.deltas}
-    swap(model, {site: site.base for site in empty.values() if isinstance(site, Site)})
-    for path, annex in empty.items():
-        if isinstance(annex, Annex):
-            annex.remove(model.get_submodule(path))
+    replace_modules(model, {site: site.base for site in empty.values() if isinstance(site, Site)})
+    for path, hooks in empty.items():
+        if isinstance(hooks, Hooks):
+            hooks.remove(model.get_submodule(path))
     record.active = tuple(n for n in record.active if n not in gone)
     record.rows = () if gone & set(record.rows) else record.rows
-    record.whole_batch -= gone
+    record.not_per_row -= gone
     record.methods = {n: method for n, method in record.methods.items() if n not in gone}
     if not record.methods:
         _forget(model)
@@ -132,7 +132,7 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
     record = adaptations_of(model, *named, unmerged="activate")
     if names and rows is not None:
         raise ValueError(f"names={names}, rows={rows!r}: give one of the two")
-    if rows and (whole := record.whole_batch & set(rows)):
+    if rows and (whole := record.not_per_row & set(rows)):
         raise ValueError(f"rows={rows!r}: {sorted(map(str, whole))} can only act on a whole batch")
     record.active = tuple(dict.fromkeys(names))
     record.rows = tuple(rows or ())
@@ -218,7 +218,7 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
             deltas: list[Any] = [site.deltas[n] for n in names if n in site.deltas]
             merged = copy.deepcopy(site.base)  # a delta may read the weight from before, its base's
             # What changes the input does so for all of them, so it is multiplied in last.
-            for delta in sorted(deltas, key=lambda delta: hasattr(delta, "before")):
+            for delta in sorted(deltas, key=lambda delta: overrides(delta, Delta.before)):
                 delta.merge_into(merged)
             site.base.load_state_dict(merged.state_dict())
     except BaseException:  # out of memory, or interrupted: leave nothing half-merged
@@ -226,7 +226,7 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
         record.active = before
         raise
     if unload:
-        swap(model, {site: site.base for site in here.values()})
+        replace_modules(model, {site: site.base for site in here.values()})
         _forget(model)
     return model
 
@@ -287,7 +287,7 @@ def average(
     for n, share in zip(names, shares, strict=True):
         for key, tensor in tensors_of(deltas_of(model, n)).items():
             mean[key] += share * tensor.cpu().double()
-    fill(deltas, {key: tensor.float() for key, tensor in mean.items()})
+    load_tensors(deltas, {key: tensor.float() for key, tensor in mean.items()})
     return install(model, method, name, deltas)
 
 
@@ -350,14 +350,14 @@ def install(
         model.requires_grad_(False)
     record = adaptations_of(model)
     seats: dict[nn.Module, Site] = {}
-    modules: dict[str, Any] = dict(outline(model))
+    modules: dict[str, Any] = dict(walk(model))
     for path, delta in deltas.items():
         module = modules[path]
         place: Any
-        if getattr(delta, "beside", False):
-            place = module._modules.get("annex") or Annex(module, record, layer_of(path))
-            if not hasattr(delta, "for_rows"):
-                record.whole_batch.add(name)
+        if isinstance(delta, Delta) and delta.beside:
+            place = module._modules.get("hooks") or Hooks(module, record, layer_of(path))
+            if type(delta) not in BATCHED:
+                record.not_per_row.add(name)
         elif isinstance(module, Site):
             place = module
         else:
@@ -367,9 +367,9 @@ def install(
             delta.train(place.training)
     # Experts that are modules see the tokens that are sent to them, of any row.
     if model_type(model) in TOKENS_FIRST or any("experts" in path.split(".") for path in deltas):
-        record.whole_batch.add(name)
-    swap(model, seats)
-    if any(hasattr(delta, "attend") for delta in deltas.values()):
+        record.not_per_row.add(name)
+    replace_modules(model, seats)
+    if any(overrides(delta, Delta.attend) for delta in deltas.values()):
         attention.take_over(model, record)
     record.methods[name] = method
     record.active, record.rows = (name,), ()
@@ -423,7 +423,7 @@ def _mergeable_sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
     for path, place in sites(model):
         if not (deltas := [place.deltas[n] for n in names if n in place.deltas]):
             continue
-        if not isinstance(place, Site) or not all(hasattr(d, "merge_into") for d in deltas):
+        if not isinstance(place, Site) or not all(overrides(d, Delta.merge_into) for d in deltas):
             kinds = ", ".join(type(delta).__name__ for delta in deltas)
             raise ValueError(f"{path}: {kinds} is no change of a weight and cannot be merged")
         here[path], own = place, set(place.base.modules())

@@ -13,18 +13,11 @@ import torch
 from torch import nn
 
 from pedagogic_peft.core.architectures import model_type, modules_in_role, roles_of
+from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors
 from pedagogic_peft.core.sites import layer_of
 from pedagogic_peft.core.verbs import check_can_attach, install
 from pedagogic_peft.files.disk import text_of
-from pedagogic_peft.files.peft_format import (
-    TABLE,
-    Bounded,
-    Config,
-    Deltas,
-    Tensors,
-    check_options,
-    fill,
-)
+from pedagogic_peft.files.peft_format import TABLE, Bounded, Config, check_options
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter, Tap
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "distilbert", "gpt2")
@@ -63,7 +56,7 @@ def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -
         method = _method(model, config)
         with Bounded(model, tensors):
             deltas = method.build(model)
-        fill(deltas, _our_names(model, deltas, tensors, config.get("name")))
+        load_tensors(deltas, _our_names(model, deltas, tensors, config.get("name")))
     except Exception as error:  # a stranger's numbers can fail anywhere
         raise ValueError(f"{folder}: {error}") from error
     return install(model, method, name, deltas)

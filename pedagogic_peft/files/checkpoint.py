@@ -17,11 +17,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pedagogic_peft.core.delta import Tensors, some
 from pedagogic_peft.core.method import Method
-from pedagogic_peft.core.sites import Site, deltas_of, outline
+from pedagogic_peft.core.sites import Site, deltas_of, walk
 from pedagogic_peft.core.verbs import adaptations_of, check_can_attach, install, one_adaptation
 from pedagogic_peft.files.disk import remove_leftovers, text_of
-from pedagogic_peft.files.peft_format import Bounded, Config, Tensors, some
+from pedagogic_peft.files.peft_format import Bounded, Config
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 DIGEST = "config_sha256"
@@ -111,7 +112,7 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
 
 def _refuse_unowned(model: nn.Module) -> None:
     lost: list[str] = []
-    modules: dict[str, Any] = dict(outline(model))  # nothing that was attached is among them
+    modules: dict[str, Any] = dict(walk(model))  # nothing that was attached is among them
     for path, m in modules.items():
         own = m.base.named_parameters() if isinstance(m, Site) else m._parameters.items()
         lost += [f"{path}.{key}".strip(".") for key, p in own if p is not None and p.requires_grad]

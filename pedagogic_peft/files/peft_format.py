@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pedagogic_peft.core import validation
+from pedagogic_peft.core.delta import Tensors, some
 from pedagogic_peft.core.sites import base_modules
 from pedagogic_peft.core.targets import Test, inside, is_named, shortest_names
 
 Config = Mapping[str, Any]
-Tensors = Mapping[str, Tensor]
-Deltas = dict[str, nn.Module]  # path of a module -> its delta
 
 PREFIX = "base_model.model."
 
@@ -67,50 +66,6 @@ class Bounded(TorchDispatchMode):
                 f"A tensor of {list(size)} would be larger than the model and the file"
             )
         return func(*args, **(kwargs or {}))
-
-
-def exported(delta: Any) -> dict[str, Tensor]:
-    """Return a delta's tensors as a checkpoint has them.
-
-    A delta whose own tensors are others has ``export()``, and ``take(tensors)`` to read them.
-    """
-    own = delta.export() if hasattr(delta, "export") else delta.state_dict()
-    return {key: tensor.detach() for key, tensor in own.items()}
-
-
-def tensors_of(deltas: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Return ``{path.key: tensor}``."""
-    return {f"{path}.{k}": t for path, delta in deltas.items() for k, t in exported(delta).items()}
-
-
-@torch.no_grad()
-def fill(deltas: Mapping[str, Any], tensors: Tensors) -> None:
-    """Copy the tensors ``{path.key: tensor}`` into the deltas; neither may have more than the other.
-
-    Raises:
-        ValueError: tensors are missing, unexpected, of another shape, or not finite.
-    """
-    own = {key: tuple(tensor.shape) for key, tensor in tensors_of(deltas).items()}
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    wrong = [key for key in own if found.get(key, own[key]) != own[key]]
-    problems: dict[str, Iterable[str]] = {
-        "missing": own.keys() - found.keys(),
-        "unexpected": found.keys() - own.keys(),
-        "of wrong shape": [f"{key} {found[key]} instead of {own[key]}" for key in wrong],
-        "not finite": [key for key, tensor in tensors.items() if not tensor.isfinite().all()],
-    }
-    for what, keys in problems.items():
-        if keys:
-            raise ValueError(f"The checkpoint does not fit this model: {what}: {some(keys)}")
-    for path, delta in deltas.items():
-        new = {key: tensors[f"{path}.{key}"] for key in exported(delta)}
-        if hasattr(delta, "take"):
-            delta.take(new)
-        else:
-            for key, tensor in exported(delta).items():
-                tensor.copy_(new[key])
-        if odd := [k for k, t in exported(delta).items() if not torch.equal(t, new[k].to(t))]:
-            raise ValueError(f"{path}.{odd[0]} is not made up as the configuration says")
 
 
 def take(prefix: str, tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -178,9 +133,3 @@ def _layer(names: str, path: str) -> int | None:
     numbers = [n for n in re.finditer(r"\.(\d+)(?=\.)", path)]
     found = (n for n in numbers if is_named(rf"(?:.*?\.)?(?:{names})", path[: n.start()]))
     return next((int(n[1]) for n in found), None)
-
-
-def some(names: Iterable[str]) -> str:
-    """Return how many names there are, and the first three."""
-    names = sorted(names)
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

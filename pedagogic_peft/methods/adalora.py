@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
+from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
 from pedagogic_peft.core.sites import deltas_of
 from pedagogic_peft.core.targets import Targets, sizes
@@ -91,7 +92,7 @@ class AdaLoRA(Method):
         return super().from_peft(model, config, {k: _padded(k, t, r) for k, t in tensors.items()})
 
 
-class AdaLoRALinear(nn.Module):
+class AdaLoRALinear(Delta):
     """ΔW = s P Λ Q beside a linear map.
 
     P and Q start Gaussian with standard deviation 0.02 and λ at zero, so the model is unchanged.

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
+from pedagogic_peft.core.delta import Delta, some
 from pedagogic_peft.core.method import Method, hyper
 from pedagogic_peft.core.targets import Modules, Targets, backbone, find_targets, is_linear
-from pedagogic_peft.files.peft_format import some
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -61,7 +61,7 @@ class BitFit(Method):
         return BiasDelta(module)
 
 
-class BiasDelta(nn.Module):
+class BiasDelta(Delta):
     """y + Δb beside a module that has a bias.
 
     Args:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import Roles, modules_in_role, roles_of
+from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.method import Deltas, Method, hyper
 from pedagogic_peft.core.sites import layer_of
 from pedagogic_peft.core.targets import Modules, Targets, is_linear, sizes
@@ -144,7 +145,7 @@ class BottleneckAdapter(Method):
         return down, up
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Delta):
     """h + s · W_up f(W_down h), where h is the output of the site.
 
     Args:
@@ -173,7 +174,7 @@ class Bottleneck(nn.Module):
         return y + self.change(y)
 
 
-class BeforeNorm(nn.Module):
+class BeforeNorm(Delta):
     """Mixed into a delta whose place is the LayerNorm that closes a layer, as in BERT.
 
     The site, that LayerNorm, gets x = feed-forward output + residual. The delta reads z = LN(x),
@@ -225,7 +226,7 @@ class ParallelBottleneck(Bottleneck):
         return y + self.change(h)
 
 
-class Tap(nn.Module):
+class Tap(Delta):
     """Remembers the input of a site until it is used, once; it changes nothing.
 
     Each adaptation has taps of its own. So when the rows of a batch have different adaptations
@@ -238,10 +239,6 @@ class Tap(nn.Module):
         """Return x: (..., d), and remember it."""
         self.seen = x
         return x
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y."""
-        return y
 
 
 class AdapterLinear(nn.Linear):

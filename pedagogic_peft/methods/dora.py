@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.method import Checkpoint, Deltas
 from pedagogic_peft.core.targets import is_conv1d
 from pedagogic_peft.methods.lora import LoRA, LoRAEmbedding, LoRALinear
 
 
-class Decomposed(nn.Module):
+class Decomposed(Delta):
     """What makes a LoRA delta, the other parent class, a DoRA delta."""
 
     scaling: float

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
+from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.method import Method, hyper
 from pedagogic_peft.core.sites import sites
 from pedagogic_peft.core.targets import Modules, Names
@@ -75,7 +76,7 @@ class AdapterFusion(Method):
         return FusionBeforeNorm(module.base, here) if at_norm else Fusion(here)
 
 
-class Fusion(nn.Module):
+class Fusion(Delta):
     """h + V Σ_n a_n z_n, where h is the output of the site.
 
     V begins as the identity (the paper adds small noise), so the sum begins as a weighted mean of

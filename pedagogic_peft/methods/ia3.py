@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import targets, validation
 from pedagogic_peft.core.architectures import ROLES, model_type, modules_in_role, roles_of
+from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
 from pedagogic_peft.core.targets import Modules, Targets, is_conv1d, sizes
 
@@ -86,7 +87,7 @@ class IA3(Method):
         return super().read(model, config, marks) | names
 
 
-class IA3Output(nn.Module):
+class IA3Output(Delta):
     """l ⊙ y: scales the output of a linear map (l_k and l_v of the paper).
 
     Args:
@@ -104,12 +105,12 @@ class IA3Output(nn.Module):
         """Return the vector for the whole output, ones for what is not scaled: (d_out, 1)."""
         return F.pad(self.ia3_l, (0, 0, self.d_out - len(self.ia3_l), 0), value=1.0)
 
-    def export(self) -> dict[str, Tensor]:
+    def to_checkpoint(self) -> dict[str, Tensor]:
         """Return the vector for the whole output."""
         return {"ia3_l": self.whole()}
 
-    def take(self, tensors: Tensors) -> None:
-        """Take the values of what `export` returned.
+    def from_checkpoint(self, tensors: Tensors) -> None:
+        """Take the values of what `to_checkpoint` returned.
 
         Queries that are all scaled by exactly one were not trained, and are not trained again.
         """
@@ -131,7 +132,7 @@ class IA3Output(nn.Module):
             base.bias.copy_(base.bias * l.flatten())
 
 
-class IA3Input(nn.Module):
+class IA3Input(Delta):
     """W (l ⊙ x): scales the input of a linear map (l_ff of the paper).
 
     Args:
@@ -145,10 +146,6 @@ class IA3Input(nn.Module):
     def before(self, x: Tensor) -> Tensor:
         """Return l ⊙ x, for x: (..., d_in)."""
         return (x * self.ia3_l.flatten()).to(x.dtype)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y, the base's output for the scaled input."""
-        return y
 
     @torch.no_grad()
     def merge_into(self, base: Any) -> None:

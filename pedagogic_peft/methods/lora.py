@@ -10,7 +10,6 @@ of which only A and B are trained. The site is a linear map or an embedding, the
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import model_type
+from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.method import (
     Checkpoint,
     Config,
@@ -42,7 +42,7 @@ from pedagogic_peft.core.targets import (
 INTERLEAVED = "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese persimmon".split()
 
 
-class LoRALinear(nn.Module):
+class LoRALinear(Delta):
     """ΔW = (α / r) B A beside a linear map (`nn.Linear`, or GPT-2's `Conv1D`).
 
     A starts random and B at zero, so ΔW = 0 and the model is unchanged. A is drawn as in the
@@ -63,8 +63,6 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Linear(r, d_out, bias=False)  # B: (d_out, r)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.scaling = alpha / (math.sqrt(r) if rslora else r)
-        # Equal where `for_rows` can serve several; what a subclass computes is something else.
-        self.together = (r, dropout) if type(self) is LoRALinear else None
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
@@ -73,19 +71,6 @@ class LoRALinear(nn.Module):
         A, B = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
         h = F.linear(self.dropout(x), A)  # (..., d_in) -> (..., r)
         return y + F.linear(self.scaling * h, B)  # (..., r) -> (..., d_out)
-
-    @staticmethod
-    def for_rows(deltas: Sequence["LoRALinear"]) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return what serves a batch whose rows have these deltas: two batched products."""
-
-        def forward(x: Tensor, y: Tensor) -> Tensor:
-            A = torch.stack([d.lora_A.weight for d in deltas]).to(x.dtype)  # (rows, r, d_in)
-            B = torch.stack([d.lora_B.weight for d in deltas]).to(x.dtype)  # (rows, d_out, r)
-            scaling = x.new_tensor([d.scaling for d in deltas])[:, None, None]
-            x = deltas[0].dropout(x).reshape(len(deltas), -1, x.shape[-1])  # (rows, tokens, d_in)
-            return y + (scaling * (x @ A.mT) @ B.mT).view_as(y)
-
-        return forward
 
     def delta_weight(self) -> Tensor:
         """Return ΔW: (d_out, d_in), in float32."""
@@ -98,7 +83,7 @@ class LoRALinear(nn.Module):
         base.weight.copy_(base.weight + (delta.T if is_conv1d(base) else delta))
 
 
-class LoRAParts(nn.Module):
+class LoRAParts(Delta):
     """A LoRA for each of some parts of a fused projection, whose output is q, k and v: (..., 3 d).
 
     Each part's ΔW = (α / r) B A is added to its slice of the output, so the others keep W_0. This
@@ -123,15 +108,15 @@ class LoRAParts(nn.Module):
             slices[part] = delta(x, slices[part])
         return torch.cat(list(slices.values()), dim=-1)
 
-    def export(self) -> dict[str, Tensor]:
+    def to_checkpoint(self) -> dict[str, Tensor]:
         """Return the tensors of the ordinary LoRA of rank p r that this equals."""
         A = torch.cat([delta.lora_A.weight for delta in self.parts.values()])  # (p r, d)
         nothing = A.new_zeros(A.shape[1], 0)  # the block of a part that is not adapted: no columns
         blocks = [self.parts[p].lora_B.weight if p in self.parts else nothing for p in "qkv"]
         return {"lora_A.weight": A, "lora_B.weight": torch.block_diag(*blocks)}
 
-    def take(self, tensors: Tensors) -> None:
-        """Take the values of what `export` returned."""
+    def from_checkpoint(self, tensors: Tensors) -> None:
+        """Take the values of what `to_checkpoint` returned."""
         A = tensors["lora_A.weight"].chunk(len(self.parts))
         B = tensors["lora_B.weight"].chunk(len(self.parts), dim=1)
         for i, (part, delta) in enumerate(self.parts.items()):
@@ -140,14 +125,14 @@ class LoRAParts(nn.Module):
 
     def delta_weight(self) -> Tensor:
         """Return ΔW: (3 d, d), in float32."""
-        (A, B), delta = self.export().values(), next(iter(self.parts.values()))
+        (A, B), delta = self.to_checkpoint().values(), next(iter(self.parts.values()))
         change: Tensor = delta.scaling * (B.float() @ A.float())
         return change
 
     merge_into = LoRALinear.merge_into
 
 
-class LoRAEmbedding(nn.Module):
+class LoRAEmbedding(Delta):
     """ΔW = (α / r) (B A)ᵀ beside an embedding table W_0: (num, dim).
 
     A lookup picks rows, so a token's correction is B times its column of A. Here A starts at zero

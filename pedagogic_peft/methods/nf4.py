@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.sites import outline, sites, swap
+from pedagogic_peft.core.sites import replace_modules, sites, walk
 from pedagogic_peft.core.targets import Targets, find_targets, is_conv1d
 
 ABSMAX_BLOCK = 256  # blocks whose absmax are quantised together
@@ -62,7 +62,9 @@ def quantize_nf4(
             raise ValueError(f"{path}.weight is {weight.dtype}: expected floating-point")
         if not weight.isfinite().all():
             raise ValueError(f"{path}.weight is not finite everywhere: it cannot be quantised")
-    swap(model, {base: NF4Linear(base, block_size, double_quant) for base in found.values()})
+    replace_modules(
+        model, {base: NF4Linear(base, block_size, double_quant) for base in found.values()}
+    )
     return model
 
 
@@ -73,8 +75,8 @@ def dequantize_nf4(model: nn.Module) -> nn.Module:
         RuntimeError: the model carries adaptations.
     """
     _refuse_adapted(model)
-    quantised = (module for module in outline(model).values() if isinstance(module, NF4Linear))
-    swap(model, {module: module.unquantised() for module in quantised})
+    quantised = (module for module in walk(model).values() if isinstance(module, NF4Linear))
+    replace_modules(model, {module: module.unquantised() for module in quantised})
     return model
 
 

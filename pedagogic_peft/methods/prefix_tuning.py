@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.attention import Attend, AttentionDelta
+from pedagogic_peft.core.delta import Args, Delta, Kwargs
 from pedagogic_peft.core.method import Checkpoint, Config, Deltas, hyper
-from pedagogic_peft.core.sites import Args, Kwargs, base_modules
+from pedagogic_peft.core.sites import base_modules
 from pedagogic_peft.core.targets import Modules, Names, Targets
 from pedagogic_peft.methods.prompt_tuning import PromptMethod, by_name, check_fits, position_limit
 
@@ -218,7 +219,7 @@ class Prefix(AttentionDelta):
         return run(module, Q, torch.cat([P[0], K], 2), torch.cat([P[1], V], 2), mask, **kwargs)
 
 
-class PositionShift(nn.Module):
+class PositionShift(Delta):
     """Adds n to the positions a module reads: a table of positions, or the angles of RoPE.
 
     Args:
@@ -236,9 +237,6 @@ class PositionShift(nn.Module):
         """Return the positions, (..., tokens), moved by n."""
         check_fits(self.n, positions.shape[-1], self.limit)
         return positions + self.n
-
-    def forward(self, positions: Tensor, y: Tensor) -> Tensor:
-        return y
 
     def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """The same where the positions are not the first argument."""

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
+from pedagogic_peft.core.delta import Args, Delta, Kwargs, load_tensors, tensors_of
 from pedagogic_peft.core.method import (
     Checkpoint,
     Config,
@@ -28,9 +29,9 @@ from pedagogic_peft.core.method import (
     hyper,
     own_deltas,
 )
-from pedagogic_peft.core.sites import Args, Kwargs, base_modules
+from pedagogic_peft.core.sites import base_modules
 from pedagogic_peft.core.targets import Modules, Names
-from pedagogic_peft.files.peft_format import TABLE, check_options, fill, sort_out, take, tensors_of
+from pedagogic_peft.files.peft_format import TABLE, check_options, sort_out, take
 
 
 class PromptMethod(Method):
@@ -109,7 +110,7 @@ class PromptMethod(Method):
         method = cls(**cls.read(model, config, {}) | ({} if network else cls.PLAIN))
         deltas = method.build(model)
         own = network or method.split(model, config, P[:n], list(prompts_of(deltas)))
-        fill(deltas, {**own, **copies})
+        load_tensors(deltas, {**own, **copies})
         return method, deltas
 
     def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
@@ -198,7 +199,7 @@ class PTuning(PromptMethod):
         return EncodedPrompt(n, dim, hidden, layers, self.encoder_dropout)
 
 
-class SoftPrompt(nn.Module):
+class SoftPrompt(Delta):
     """P in front of the embedded text.
 
     Args:
@@ -271,54 +272,6 @@ class SoftPrompt(nn.Module):
         output.last_hidden_state = output.last_hidden_state[:, n:]
         return output
 
-    @staticmethod
-    def for_rows(prompts: Sequence["SoftPrompt | None"]) -> "RowPrompts":
-        """Return what serves a batch whose rows have these prompts."""
-        return RowPrompts(prompts)
-
-
-class RowPrompts:
-    """Prompts for a batch in which each row has its own; it trains nothing itself.
-
-    Shorter prompts stand behind filler that the mask hides, as padding on the left is hidden.
-
-    Args:
-        prompts: one for each row; None for a row without.
-    """
-
-    def __init__(self, prompts: Sequence[SoftPrompt | None]):
-        self.prompts = prompts
-        self.first = next(prompt for prompt in prompts if prompt is not None)
-
-    def enter(self, module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Put each row's prompt in front of it.
-
-        Raises:
-            ValueError: the batch has another number of rows; prompts of different lengths, where
-                padding is not hidden that well.
-        """
-        kwargs = by_name(module, args, kwargs)
-        each = {prompt: prompt.prompt() for prompt in self.prompts if prompt is not None}
-        empty = next(iter(each.values()))[:0]
-        rows = [empty if prompt is None else each[prompt] for prompt in self.prompts]
-        lengths = [len(row) for row in rows]
-        if len(set(lengths)) > 1 and not self.first.counts:
-            what = f"rows with prompts of {lengths} virtual tokens: in a {type(module).__name__}"
-            raise ValueError(f"{what} they need the same number in every row")
-        x = kwargs.get("inputs_embeds")
-        batch = len(kwargs["input_ids"] if x is None else x)
-        if batch % len(rows):
-            raise ValueError(f"A batch of {batch} rows, but activate named {len(rows)}")
-        n, repeats = max(lengths), batch // len(rows)  # beams of one row follow each other
-        P = torch.stack([F.pad(row, (0, 0, n - len(row), 0)) for row in rows])  # (rows, n, d)
-        real = torch.tensor([[0] * (n - m) + [1] * m for m in lengths], device=P.device)
-        P, real = P.repeat_interleave(repeats, 0), real.repeat_interleave(repeats, 0)
-        return (), self.first.put(module, kwargs, P, real if min(lengths) < n else None)
-
-    def leave(self, module: nn.Module, output: Any) -> Any:
-        """Take the rows of P off the last hidden state."""
-        return self.first.leave(module, output)
-
 
 class EncodedPrompt(SoftPrompt):
     """P = network(E), with E: (n, d).
@@ -346,7 +299,7 @@ class EncodedPrompt(SoftPrompt):
         return P
 
 
-class WiderCrossMask(nn.Module):
+class WiderCrossMask(Delta):
     """Beside the decoder of an encoder-decoder: lets it see the prompt that the encoder has read."""
 
     beside = True
@@ -359,11 +312,6 @@ class WiderCrossMask(nn.Module):
             n = states.shape[1] - mask.shape[1]
             kwargs["encoder_attention_mask"] = F.pad(mask, (n, 0), value=1)
         return (), kwargs
-
-    @staticmethod
-    def for_rows(deltas: Sequence["WiderCrossMask | None"]) -> "WiderCrossMask":
-        """Return what serves all rows: any of them, for their prompts have one length."""
-        return next(delta for delta in deltas if delta is not None)
 
 
 def in_front(P: Tensor, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
+from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
 from pedagogic_peft.core.targets import Modules, Targets, sizes
 from pedagogic_peft.methods.lora import LoRALinear
@@ -118,7 +119,7 @@ class Projections(nn.Module):
             own.copy_(new)
 
 
-class VeRALinear(nn.Module):
+class VeRALinear(Delta):
     """ΔW = Λ_b B Λ_d A beside a linear map, with the first columns of A and the first rows of B.
 
     Args:
