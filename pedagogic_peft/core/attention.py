@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core.architectures import ROLES, model_type, modules_in_role, roles_of
 from pedagogic_peft.core.delta import Delta
-from pedagogic_peft.core.sites import Adaptations
+from pedagogic_peft.core.sites import Adaptations, View
 from pedagogic_peft.core.targets import Modules, find_targets
 
 NAME = "pedagogic_peft"
@@ -83,7 +83,7 @@ def is_attention(module: nn.Module) -> bool:
     return hasattr(module, "is_causal")
 
 
-def find_attentions(model: Any) -> Modules:
+def find_attentions(view: View) -> Modules:
     """Return ``{path: attention module}`` of all self-attentions.
 
     In encoder-decoders these are the decoder's, as in Hugging Face PEFT. In a decoder or encoder
@@ -92,12 +92,13 @@ def find_attentions(model: Any) -> Modules:
     Raises:
         ValueError: there is none; an encoder-decoder without a row.
     """
+    model: Any = view.model
     if model.config.is_encoder_decoder:
-        found = modules_in_role(model, roles_of(model).attention)
+        found = modules_in_role(view, roles_of(model).attention)
         return {p: m for p, m in found.items() if "decoder." in p and "EncDec" not in p}
     if model_type(model) in ROLES:
-        return modules_in_role(model, roles_of(model).attention)
-    return find_targets(model, ".*", is_attention)
+        return modules_in_role(view, roles_of(model).attention)
+    return find_targets(view, ".*", is_attention)
 
 
 def heads_and_size(model: Any) -> tuple[int, int]:

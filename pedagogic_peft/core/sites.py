@@ -10,6 +10,7 @@ delta may do there is the contract of `Delta`:
   backbone. Their deltas change the module's arguments and what it returns.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pedagogic_peft.core.delta import BATCHED, Args, Delta, Kwargs, TrainedCopy, overrides
+from pedagogic_peft.core.delta import BATCHED, Args, Delta, Deltas, Kwargs, TrainedCopy, overrides
 
 
 @dataclass
@@ -173,7 +174,7 @@ class Site(Place):
 class Hooks(Place):
     """Deltas beside a module that keeps its seat; hooks let them change its inputs and outputs.
 
-    The hooks is the module's child ``hooks``, so that its parameters are the model's.
+    They are the module's child ``hooks``, so that the deltas' parameters are the model's.
 
     Args:
         module: the module, for example the backbone or one attention.
@@ -215,25 +216,41 @@ class Hooks(Place):
         del module.hooks
 
 
-def sites(model: nn.Module) -> Iterator[tuple[str, Place]]:
-    """Yield ``(path, place)`` for every site and hooks; paths are those of the original modules."""
-    for path, module in walk(model).items():
-        if isinstance(module, Site):
-            yield path, module
-        elif isinstance(hooks := module._modules.get("hooks"), Hooks):
-            yield path, hooks
+class View:
+    """A model's modules by their dotted paths, as if nothing were attached: one walk through it.
+
+    A verb makes one view and hands it on to all that look for modules. It holds until modules are
+    replaced.
+
+    Args:
+        model: any module, with adaptations or without.
+
+    Attributes:
+        model: the same.
+        seats: {path: the module that stands there}, a `Site` where there is one.
+        modules: {path: module}, with its base in the place of a site.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model, self.seats = model, walk(model)
+        self.modules: dict[str, nn.Module] = {
+            path: seat.base if isinstance(seat, Site) else seat for path, seat in self.seats.items()
+        }
+
+    @classmethod
+    def of(cls, model: "Viewed") -> "View":
+        """Return the view of a model, or the view that is given."""
+        return model if isinstance(model, View) else View(model)
 
 
-def deltas_of(model: nn.Module, name: str) -> dict[str, nn.Module]:
-    """Return ``{path: delta}`` of one adaptation."""
-    return {path: place.deltas[name] for path, place in sites(model) if name in place.deltas}
+Viewed = nn.Module | View
 
 
 def walk(model: nn.Module) -> dict[str, nn.Module]:
     """Return every module by its dotted path, as if there were no hooks, and nothing in a site.
 
-    A module reachable by two paths appears once, under the first. What hangs on the places is not
-    walked through, so this takes no longer with fifty adaptations than with one.
+    A module reachable by two paths appears once, under the first. What is attached is not walked
+    through, so this takes no longer with fifty adaptations than with one.
     """
     found: dict[str, nn.Module] = {}
     seen: set[nn.Module] = set()
@@ -252,7 +269,21 @@ def walk(model: nn.Module) -> dict[str, nn.Module]:
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return every module by its dotted path, as if the model had no site."""
-    return {p: m.base if isinstance(m, Site) else m for p, m in walk(model).items()}
+    return View(model).modules
+
+
+def sites(model: Viewed) -> Iterator[tuple[str, Place]]:
+    """Yield ``(path, place)`` of every site and all hooks; paths are those of the original modules."""
+    for path, module in View.of(model).seats.items():
+        if isinstance(module, Site):
+            yield path, module
+        elif isinstance(hooks := module._modules.get("hooks"), Hooks):
+            yield path, hooks
+
+
+def deltas_of(model: Viewed, name: str) -> Deltas:
+    """Return ``{path: delta}`` of one adaptation."""
+    return {path: place.deltas[name] for path, place in sites(model) if name in place.deltas}
 
 
 def layer_of(path: str) -> int | None:
@@ -261,9 +292,14 @@ def layer_of(path: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+def replace_modules(view: View, new: Mapping[nn.Module, nn.Module]) -> None:
     """Replace modules wherever they stand in the model; ``new`` is ``{old module: new module}``."""
-    for parent in walk(model).values():
+    for parent in view.seats.values():
         for name, child in parent._modules.items():
             if child is not None and child in new:
                 setattr(parent, name, new[child])
+
+
+def by_name(module: nn.Module, args: Args, kwargs: Kwargs) -> Kwargs:
+    """Return all arguments of the module's forward by name."""
+    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs

@@ -14,6 +14,7 @@ change, and the delta is s (B A - B_0 A_0) x with A_0 and B_0 constant:
 The two are the same function with the same gradients. At the start ours is W_0 x bit for bit.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,13 +96,8 @@ class PiSSA(LoRA):
         ValueError: as `LoRA`.
     """
 
-    SWITCH = FOLDED = "pissa"
+    peft = replace(LoRA.peft, flag="pissa")
     OF_LINEAR = PiSSALinear
-
-    @property
-    def folds(self) -> int:
-        """The ordinary LoRA that a delta equals has rank 2 r."""
-        return 2
 
     def delta(self, path: str, module: Any) -> Any:
         """Return the delta for one module."""

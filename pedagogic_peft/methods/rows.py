@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core.delta import BATCHED, Args, Batched, Kwargs
+from pedagogic_peft.core.sites import by_name
 from pedagogic_peft.methods.lora import LoRALinear
-from pedagogic_peft.methods.prompt_tuning import EncodedPrompt, SoftPrompt, WiderCrossMask, by_name
+from pedagogic_peft.methods.prompt_tuning import EncodedPrompt, SoftPrompt, WiderCrossMask
 
 
 def batched_lora(deltas: Sequence[LoRALinear]) -> Callable[[Tensor, Tensor], Tensor]:
