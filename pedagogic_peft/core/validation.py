@@ -1,7 +1,12 @@
-"""Checks of hyper-parameters: each returns the value, or raises one clear error that names it."""
+"""Checks of hyper-parameters: each returns the value, or raises one clear error that names it.
+
+Also the warning of those that are legal and yet seem a mistake.
+"""
 
 import math
 import re
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,6 +69,12 @@ def targets(what: str, value: Any) -> Any:
     return regex(what, value) if isinstance(value, str) else names(what, value)
 
 
+def layers(what: str, value: Any) -> tuple[int, ...]:
+    """Return the numbers of layers, counted from 0, as a tuple."""
+    expect(isinstance(value, list | tuple), what, value, "a list of layer numbers")
+    return tuple(whole(what, layer) for layer in value)
+
+
 def regex(what: str, value: str) -> str:
     """Return the string if it is a regular expression."""
     try:
@@ -81,6 +92,14 @@ def pattern(check: Check) -> Check:
         return {regex(what, key): check(f"{what}[{key!r}]", one) for key, one in value.items()}
 
     return check_all
+
+
+def warn(message: str) -> None:
+    """Warn, and point at the line from which the library was called."""
+    level = 1
+    while sys._getframe(level).f_globals["__name__"].startswith("pedagogic_peft."):
+        level += 1
+    warnings.warn(message, stacklevel=level + 1)
 
 
 def _is_finite(value: Any) -> bool:

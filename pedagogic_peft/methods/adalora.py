@@ -6,22 +6,21 @@ arXiv:2303.10512. The update has the form of a singular value decomposition, wit
 
 where a penalty keeps the columns of P and the rows of Q near orthonormal. A triplet is one λ_i with
 its column and row. During training the least important triplets *of the whole model* lose their λ,
-so that the ranks go where they are of use: `AdaLoRABudget`.
+so that the ranks go where they are of use: `AdaLoRABudget`, in `training`.
 
 In checkpoints Q, λ and P are called lora_A, lora_E and lora_B.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
-from pedagogic_peft.core.sites import deltas_of
+from pedagogic_peft.core.delta import Delta
+from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.targets import Targets, sizes
-from pedagogic_peft.core.verbs import adaptations_of, one_adaptation
 from pedagogic_peft.methods.lora import LoRALinear
 
 
@@ -49,20 +48,26 @@ class AdaLoRA(Method):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type = "ADALORA"
-    MARK = "lora_E"
+    peft = Peft(
+        "ADALORA",
+        tensor="lora_E",
+        keys={"alpha": "lora_alpha", "dropout": "lora_dropout"},
+        defaults={"alpha": 8},
+        # PEFT itself ignores r and use_rslora; rank_pattern says which triplets are not in the file.
+        ignored="qalora_group_size r rank_pattern total_step use_rslora",
+    )
 
-    init_r: int = hyper(12, validation.count)
-    target_r: int = hyper(8, validation.count)
-    alpha: float = hyper(16, validation.positive, "lora_alpha", theirs=8)
-    dropout: float = hyper(0.0, validation.probability, "lora_dropout")
-    target_modules: Targets = hyper(None, validation.targets)
-    tinit: int = hyper(0, validation.whole)
-    tfinal: int = hyper(0, validation.whole)
-    deltaT: int = hyper(1, validation.count)
-    beta1: float = hyper(0.85, validation.probability)
-    beta2: float = hyper(0.85, validation.probability)
-    orth_reg_weight: float = hyper(0.5, validation.number)
+    init_r: int = field(12, validation.count)
+    target_r: int = field(8, validation.count)
+    alpha: float = field(16, validation.positive)
+    dropout: float = field(0.0, validation.probability)
+    target_modules: Targets = field(None, validation.targets)
+    tinit: int = field(0, validation.whole)
+    tfinal: int = field(0, validation.whole)
+    deltaT: int = field(1, validation.count)
+    beta1: float = field(0.85, validation.probability)
+    beta2: float = field(0.85, validation.probability)
+    orth_reg_weight: float = field(0.5, validation.number)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,26 +77,8 @@ class AdaLoRA(Method):
         """Return the delta for one module."""
         return AdaLoRALinear(*sizes(module), self.init_r, self.alpha, self.dropout)
 
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
-        """Return PEFT's configuration and tensors, with the triplets that have lost their λ."""
-        config, tensors = super().to_peft(model, deltas)
-        return config | {"total_step": self.tinit + self.tfinal + 1}, tensors  # PEFT demands one
 
-    @classmethod
-    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
-        """Return the hyper-parameters and the filled deltas.
-
-        A file of PEFT may hold fewer than init_r triplets; those that are missing return as zeros,
-        which compute nothing and get no gradient.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        r = config.get("init_r", 12)
-        return super().from_peft(model, config, {k: _padded(k, t, r) for k, t in tensors.items()})
-
-
-class AdaLoRALinear(nn.Module):
+class AdaLoRALinear(Delta):
     """ΔW = s P Λ Q beside a linear map.
 
     P and Q start Gaussian with standard deviation 0.02 and λ at zero, so the model is unchanged.
@@ -119,154 +106,3 @@ class AdaLoRALinear(nn.Module):
         return self.scaling * (self.lora_B.float() @ (self.lora_A * self.lora_E).float())
 
     merge_into = LoRALinear.merge_into  # adds delta_weight()
-
-
-class AdaLoRABudget:
-    """Decides during training which triplets of the model keep their λ (section 3.2 and 3.3)::
-
-        budget = AdaLoRABudget(model, total_steps=1000)
-        train(model, examples, steps=1000, before_step=budget.before_step,
-              after_step=budget.after_step)
-
-    With the Trainer of transformers pass ``callbacks=[budget.callback()]`` instead.
-
-    Args:
-        model: a model with an `AdaLoRA`.
-        total_steps: T, the optimiser steps of the training.
-        name: which adaptation; None means the only active one.
-
-    Attributes:
-        kept: once the choice is final, for each target which triplets are kept: (init_r,) bool.
-        step: the last step that was measured. What is measured is in no checkpoint of the Trainer, so
-            a training cannot be resumed in the middle, and each needs a budget of its own.
-
-    Raises:
-        ValueError: no such adaptation, one of another method, or no step between tinit and tfinal.
-    """
-
-    def __init__(self, model: nn.Module, total_steps: int, name: str | None = None):
-        name = one_adaptation(model, name)
-        method = adaptations_of(model).methods[name]
-        if not isinstance(method, AdaLoRA):
-            raise ValueError(f"{name!r} is {type(method).__name__}: only AdaLoRA has a budget")
-        good = validation.count("total_steps", total_steps) > (low := method.tinit + method.tfinal)
-        validation.expect(good, "total_steps", total_steps, f"more than tinit + tfinal={low}")
-        self.method, self.step = method, 0
-        self.final = total_steps - method.tfinal  # the step of the final choice
-        self.deltas = [d for d in deltas_of(model, name).values() if isinstance(d, AdaLoRALinear)]
-        self.sensitivity: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
-        self.kept: list[Tensor] | None = None
-
-    def budget(self, step: int) -> int:
-        """Return how many triplets the model may keep after this step (the first is 1).
-
-        From b_0 = init_r times the number of targets to b_T = target_r times it, with a cubic fall
-
-            b(t) = b_T + (b_0 - b_T) (1 - (t - tinit) / (T - tinit - tfinal))³
-
-        between tinit and T - tfinal, rounded down. (The paper's appendix prints t - tinit - tfinal
-        in the numerator, which would not fall from b_0 to b_T; its code has this.)
-        """
-        method, n = self.method, len(self.deltas)
-        progress = (step - method.tinit) / (self.final - method.tinit)
-        left = (1 - min(max(progress, 0.0), 1.0)) ** 3
-        return int((method.init_r - method.target_r) * n * left + method.target_r * n)
-
-    def before_step(self, step: int) -> None:
-        """Call after ``backward``: adds the penalty's gradient and measures the sensitivities.
-
-        A weight's sensitivity is ``I = |w ∂L/∂w|``. Kept are Ī, its running mean with beta1, and Ū,
-        the running mean of ``|I - Ī|`` with beta2.
-
-        Raises:
-            ValueError: this step does not follow the one that was measured last.
-        """
-        expected = f"{self.step + 1}: a budget measures one training, from the first step on"
-        self.step = validation.expect(step == self.step + 1, "step", step, expected)
-        self.add_penalty_gradient()
-        for parameter in (p for delta in self.deltas for p in delta.parameters()):
-            if parameter.grad is not None:
-                # With fp16 a gradient may overflow; the optimiser skips that step.
-                now = (parameter * parameter.grad).detach().abs().nan_to_num(0.0, 0.0)
-                mean, spread = self.sensitivity.get(parameter, (0 * now, 0 * now))
-                mean = mean.lerp(now, 1 - self.method.beta1)
-                spread = spread.lerp((now - mean).abs(), 1 - self.method.beta2)
-                self.sensitivity[parameter] = mean, spread
-
-    @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        """Call after the optimiser's step: sets the λ of the triplets that are not kept to zero.
-
-        Until the final choice a λ may come back: its P and Q are still trained.
-
-        Raises:
-            RuntimeError: `before_step` was not called.
-        """
-        kept, due = self.kept, step > self.method.tinit and step % self.method.deltaT == 0
-        if kept is None and (due or step >= self.final):
-            kept = self._most_important(self.budget(step))
-        if step >= self.final:
-            self.kept = kept  # for good
-        for delta, mask in zip(self.deltas, kept or [], strict=False):
-            delta.lora_E.masked_fill_(~mask[:, None], 0)
-
-    def callback(self) -> Any:
-        """Return a TrainerCallback of transformers that calls both (after clipping)."""
-        return _callback(self)
-
-    @torch.no_grad()
-    def add_penalty_gradient(self) -> None:
-        """Add the gradient of γ times the mean of ‖F Fᵀ - I‖ over all F = Q and F = Pᵀ: (r, d).
-
-        ‖·‖ is the Frobenius norm, neither squared nor summed as in the paper's equation (4): so it
-        is in its code and in PEFT, whose values of γ then serve here.
-        """
-        weight = self.method.orth_reg_weight / (2 * len(self.deltas))
-        for delta in self.deltas:
-            for P, transposed in ((delta.lora_A, False), (delta.lora_B, True)):
-                if P.grad is not None:
-                    rows, gradient = (P.T, P.grad.T) if transposed else (P, P.grad)
-                    M = rows @ rows.T - torch.eye(len(rows), device=rows.device)
-                    gradient += 2 * weight * (M / M.norm().clamp_min(1e-12)) @ rows
-
-    def _most_important(self, budget: int) -> list[Tensor]:
-        """Return for each target which of its triplets are among the model's best: (init_r,) bool.
-
-        A triplet's importance is s(λ_i) plus the means of s over its column and its row, with
-        s = Ī Ū of a weight.
-        """
-        if not self.sensitivity:
-            raise RuntimeError("AdaLoRABudget: call before_step after each backward")
-
-        def s(parameter: nn.Parameter) -> Tensor:
-            mean, spread = self.sensitivity.get(parameter, (0 * parameter, 0 * parameter))
-            return mean * spread
-
-        triplets = ((d.lora_A, d.lora_E, d.lora_B) for d in self.deltas)
-        # (number of targets * init_r,)
-        scores = torch.cat([s(Q).mean(1) + s(E).sum(1) + s(P).mean(0) for Q, E, P in triplets])
-        kept = torch.zeros_like(scores, dtype=torch.bool)
-        kept[scores.topk(budget).indices] = True
-        return list(kept.split(self.method.init_r))
-
-
-def _callback(budget: AdaLoRABudget) -> Any:
-    from transformers import TrainerCallback
-
-    class Budget(TrainerCallback):
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-            budget.before_step(state.global_step + 1)
-
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-            budget.after_step(state.global_step + 1)
-
-    return Budget()
-
-
-def _padded(key: str, tensor: Tensor, r: int) -> Tensor:
-    """Return a factor of a checkpoint with r triplets, the missing ones zero."""
-    is_P = key.endswith(".lora_B")  # (d_out, r); the others are (r, ...)
-    if not key.endswith((".lora_A", ".lora_B", ".lora_E")) or tensor.dim() != 2:
-        return tensor
-    missing = max(r - tensor.shape[is_P], 0)
-    return F.pad(tensor, (0, missing) if is_P else (0, 0, 0, missing))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.sites import outline, sites, swap
+from pedagogic_peft.core.sites import View, replace_modules, sites
 from pedagogic_peft.core.targets import Targets, find_targets, is_conv1d
 
 ABSMAX_BLOCK = 256  # blocks whose absmax are quantised together
@@ -51,18 +51,22 @@ def quantize_nf4(
         RuntimeError: the model carries adaptations.
     """
     even = validation.count("block_size", block_size) % 2 == 0
-    validation.expect(even, "block_size", block_size, "an even number, for two codes fill a byte")
+    validation.expect(
+        even, "block_size", block_size, "an even number, because two codes fill a byte"
+    )
     validation.flag("double_quant", double_quant)
-    _refuse_adapted(model)
+    view = View(model)
+    _refuse_adapted(view)
     names = "all-linear" if target_modules is None else target_modules
-    found = find_targets(model, validation.targets("target_modules", names), _can_quantise)
+    found = find_targets(view, validation.targets("target_modules", names), _can_quantise)
     for path, module in found.items():
         weight: Any = module.weight
         if not weight.is_floating_point():
             raise ValueError(f"{path}.weight is {weight.dtype}: expected floating-point")
         if not weight.isfinite().all():
             raise ValueError(f"{path}.weight is not finite everywhere: it cannot be quantised")
-    swap(model, {base: NF4Linear(base, block_size, double_quant) for base in found.values()})
+    new = {base: NF4Linear(base, block_size, double_quant) for base in found.values()}
+    replace_modules(view, new)
     return model
 
 
@@ -72,9 +76,10 @@ def dequantize_nf4(model: nn.Module) -> nn.Module:
     Raises:
         RuntimeError: the model carries adaptations.
     """
-    _refuse_adapted(model)
-    quantised = (module for module in outline(model).values() if isinstance(module, NF4Linear))
-    swap(model, {module: module.unquantised() for module in quantised})
+    view = View(model)
+    _refuse_adapted(view)
+    quantised = (module for module in view.modules.values() if isinstance(module, NF4Linear))
+    replace_modules(view, {module: module.unquantised() for module in quantised})
     return model
 
 
@@ -129,7 +134,7 @@ def quantise_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class NF4Linear(nn.Linear):
-    """A frozen linear map whose weight is kept in NF4 and made anew whenever it is needed.
+    """A frozen linear map whose weight is kept in NF4 and computed whenever it is needed.
 
     To those who ask it is an `nn.Linear`: ``weight`` is (out_features, in_features), also when it
     stands for GPT-2's `Conv1D`. But that is a fresh tensor each time, and writing to it has no effect.
@@ -220,6 +225,6 @@ def _can_quantise(module: nn.Module) -> bool:
     return is_conv1d(module) or type(module).forward is nn.Linear.forward
 
 
-def _refuse_adapted(model: nn.Module) -> None:
-    if any(sites(model)):
+def _refuse_adapted(view: View) -> None:
+    if any(sites(view)):
         raise RuntimeError("The model carries adaptations: detach (quantise first, then attach)")
