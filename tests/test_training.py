@@ -9,6 +9,7 @@ from models import build
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, train
+from pedagogic_peft.training.loop import loop
 from pedagogic_peft.training.train import pad_collate
 
 EXAMPLES = [{"input_ids": [3 + i, 4, 5, 6][: 2 + i % 3]} for i in range(10)]
@@ -50,6 +51,15 @@ def test_runs_repeat_bit_for_bit():
     assert one.column("loss") != other.column("loss")
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_short_loop_does_the_same_steps_bit_for_bit():
+    one = attach(build("llama"), LoRA(r=4, dropout=0.1))
+    other = copy.deepcopy(one)
+    options = dict(steps=7, batch_size=3, lr=1e-2, max_grad_norm=0.5, seed=5)
+    history = train(one, EXAMPLES, **options, progress=False)
+    assert loop(other, EXAMPLES, pad_collate(), **options) == history.column("loss")
+    assert all(map(torch.equal, one.parameters(), other.parameters())) and not other.training
 
 
 def test_the_order_of_the_examples_depends_on_the_seed_only():

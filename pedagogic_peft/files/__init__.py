@@ -1,4 +1,4 @@
 """Checkpoints: ours and those of Hugging Face PEFT and AdapterHub, reading strangers' files, safe writing.
 
-Uses `core` and `methods`. Used by `training` and `course`. Who reads for the methods may skip it.
+Uses `core` and `methods`. Used by `training` and `course`. To learn the methods you can skip it.
 """

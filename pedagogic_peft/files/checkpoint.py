@@ -129,8 +129,8 @@ def _refuse_unknown(kind: type[Method]) -> None:
     known = Method.KINDS[kind.peft.type, kind.peft.flag]
     if "peft" not in vars(kind):
         what = f"{kind.__name__} has no peft of its own: load would read it as {known.__name__}"
-        own = f"peft = replace({known.__name__}.peft, type={kind.__name__.upper()!r})"
-        raise ValueError(f"{what}. Declare one in the class: {own}, replace being of dataclasses")
+        own = f"dataclasses.replace({known.__name__}.peft, type={kind.__name__.upper()!r})"
+        raise ValueError(f"{what}. Give the class one, such as peft = {own}")
     if known is not kind:
         what = f"{kind.__name__} was defined again since this adaptation was attached"
         raise ValueError(f"{what}, and load would use the new definition: attach it again")

@@ -1,19 +1,22 @@
-"""A training loop one can read: what every method of the book is trained with.
+"""A readable training loop, used for every method in the book: `loop`, and what long runs need.
 
 It runs on `accelerate`, so the same call uses a GPU or mixed precision where there is one.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.optim.lr_scheduler import LambdaLR
 
+from pedagogic_peft.training.loop import repeat, shuffled, warmup_then_decay
 from pedagogic_peft.training.snapshots import Snapshot
 
+Hook = Callable[[int], None] | None  # called with the number of the step
 IGNORED_LABEL = -100  # cross_entropy's ignore_index, as in all transformers models
 
 
@@ -43,8 +46,8 @@ def train(
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = True,
     mixed_precision: str | None = None,
-    before_step: Callable[[int], None] | None = None,
-    after_step: Callable[[int], None] | None = None,
+    before_step: Hook = None,
+    after_step: Hook = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 100,
 ) -> History:
@@ -101,11 +104,7 @@ def train(
     from tqdm.auto import tqdm
 
     steps = _count_steps(len(examples), batch_size, steps, epochs)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise ValueError(
-            "No parameter requires a gradient: attach an adaptation, or unfreeze the model"
-        )
+    trainable = _trainable(model)
     if checkpoint and (before_step or after_step):
         raise ValueError("checkpoint: what before_step or after_step keep would not be in it")
     if not max_grad_norm > 0:  # below 0 the gradients would turn round, and the loss be maximised
@@ -118,55 +117,30 @@ def train(
     optimizer = optimizer or torch.optim.AdamW(
         trainable, lr=lr, weight_decay=weight_decay, fused=True
     )
-    moved = [p for group in optimizer.param_groups for p in group["params"]]
-    if not set(trainable).intersection(moved):
-        raise ValueError(
-            "The optimizer has no parameter of this model that is trained: make it after attach"
-        )
-    rate = _warmup_then_decay(steps, warmup)
-    loader: Any = DataLoader(
-        cast(Any, examples),  # a sequence serves as a Dataset
-        batch_size=batch_size,
-        shuffle=True,
-        collate_fn=collate_fn or pad_collate(_pad_token_id(model)),
-        generator=torch.Generator().manual_seed(seed),
-    )
+    _check_moves(optimizer, trainable)
+    rate = warmup_then_decay(steps, warmup)
+    collate_fn = collate_fn or pad_collate(_pad_token_id(model))
+    loader = shuffled(examples, collate_fn, batch_size, seed)
     prepared, wrapped, loader = accelerator.prepare(model, optimizer, loader)
     history, state = History(), None
     bar = tqdm(total=steps, disable=not progress, desc="training")
     try:
         if checkpoint:
-            size: dict[str, Any] = {"examples": len(examples), "steps": steps}
-            groups = [len(group["params"]) for group in optimizer.param_groups]
-            size |= {"batch_size": batch_size, "optimizer": [type(optimizer).__name__, groups]}
-            state = Snapshot(
-                checkpoint, {**size, "seed": seed}, model, optimizer, accelerator.scaler
-            )
+            run: dict[str, Any] = {"examples": len(examples), "steps": steps}
+            run |= {"batch_size": batch_size, "optimizer": _kind(optimizer), "seed": seed}
+            state = Snapshot(checkpoint, run, model, optimizer, accelerator.scaler)
             history.extend(state.restore())
         done = len(history)
-        for group in optimizer.param_groups if done else ():
-            group["initial_lr"] = group["lr"]  # what LambdaLR needs to begin in the middle
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate, last_epoch=done - 1)
         bar.update(done)
+        schedule = _schedule(optimizer, rate, done)
+        one_step = _Step(accelerator, prepared, wrapped, schedule, trainable, max_grad_norm)
         prepared.train()
-        for step, batch in enumerate(_repeat(loader, steps if done < steps else 0), start=1):
+        for step, batch in enumerate(repeat(loader, steps if done < steps else 0), start=1):
             if step <= done:  # only fetched, so that the examples keep their order
                 if state and step == done:
                     state.restore_random()
                 continue
-            loss = _loss_of(prepared(**batch), step, state)
-            accelerator.backward(loss)
-            accelerator.unscale_gradients()  # fp16 scales the loss up; otherwise this does nothing
-            if before_step:
-                before_step(step)
-            grad_norm = nn.utils.clip_grad_norm_(trainable, max_grad_norm)
-            record = {"step": step, "loss": loss.item(), "lr": schedule.get_last_lr()[0]}
-            record["grad_norm"] = float(grad_norm)
-            wrapped.step()
-            if after_step:
-                after_step(step)
-            schedule.step()
-            wrapped.zero_grad()
+            record = one_step(step, batch, state, before_step, after_step)
             if evaluate and (step == steps or (eval_every and step % eval_every == 0)):
                 record.update(_evaluate(prepared, evaluate))
             history.append(record)
@@ -180,6 +154,64 @@ def train(
         vars(model).pop("_is_accelerate_prepared", None)
         model.eval()
     return history
+
+
+@dataclass
+class _Step:
+    """One step of a training: the same as in `loop`, with accelerate's objects."""
+
+    accelerator: Any
+    model: nn.Module
+    optimizer: Any
+    schedule: LambdaLR
+    trainable: list[nn.Parameter]
+    max_grad_norm: float
+
+    def __call__(
+        self, step: int, batch: Any, state: Snapshot | None, before: Hook, after: Hook
+    ) -> dict[str, Any]:
+        """Return the step's record."""
+        loss = _loss_of(self.model(**batch), step, state)
+        self.accelerator.backward(loss)
+        self.accelerator.unscale_gradients()  # fp16 scales the loss up; else this does nothing
+        if before:
+            before(step)
+        norm = nn.utils.clip_grad_norm_(self.trainable, self.max_grad_norm)
+        record = {"step": step, "loss": loss.item(), "lr": self.schedule.get_last_lr()[0]}
+        self.optimizer.step()
+        if after:
+            after(step)
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return record | {"grad_norm": float(norm)}
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    if trainable := [p for p in model.parameters() if p.requires_grad]:
+        return trainable
+    raise ValueError(
+        "No parameter requires a gradient: attach an adaptation, or unfreeze the model"
+    )
+
+
+def _check_moves(optimizer: torch.optim.Optimizer, trainable: list[nn.Parameter]) -> None:
+    moved = [p for group in optimizer.param_groups for p in group["params"]]
+    if not set(trainable).intersection(moved):
+        raise ValueError(
+            "The optimizer has no parameter of this model that is trained: make it after attach"
+        )
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups]]
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, rate: Callable[[int], float], done: int
+) -> LambdaLR:
+    for group in optimizer.param_groups if done else ():
+        group["initial_lr"] = group["lr"]  # what LambdaLR needs to begin in the middle
+    return LambdaLR(optimizer, rate, last_epoch=done - 1)
 
 
 def pad_collate(pad_token_id: int = 0) -> Callable[[list[Any]], dict[str, Tensor]]:
@@ -241,24 +273,6 @@ def _count_steps(size: int, batch_size: int, steps: int | None, epochs: float | 
     if steps < 1 or steps % 1:  # half a step would never be reached
         raise ValueError(f"{steps} steps: expected a whole number, at least 1")
     return steps
-
-
-def _warmup_then_decay(steps: int, warmup: float) -> Callable[[int], float]:
-    """Return the factor on the learning rate as a function of the steps done; it is never 0."""
-    if not 0 <= warmup <= 1:
-        raise ValueError(f"warmup={warmup}: expected a share of the steps, 0 to 1")
-    rising = round(warmup * steps)
-    return lambda done: min((done + 1) / (rising + 1), (steps - done) / max(steps - rising, 1))
-
-
-def _repeat(loader: Iterable[Any], steps: int) -> Iterator[Any]:
-    """Yield ``steps`` batches, going over the data as often as needed."""
-    while steps > 0:
-        for batch in loader:
-            yield batch
-            steps -= 1
-            if steps == 0:
-                return
 
 
 def _loss_of(output: Any, step: int, state: Snapshot | None = None) -> Tensor:
