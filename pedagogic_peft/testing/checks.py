@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pedagogic_peft.core.counting import count_parameters
+from pedagogic_peft.core.delta import Delta, overrides
 from pedagogic_peft.core.sites import deltas_of
 from pedagogic_peft.core.verbs import activate, attach, detach, disabled, merge, unmerge
 from pedagogic_peft.files.checkpoint import load, save
@@ -207,7 +208,7 @@ def merges(on: Subject) -> None:
     unloaded.
     """
     model, frozen = on.trained(), build(on.architecture)
-    if not all(hasattr(delta, "merge_into") for delta in deltas_of(model, NAME).values()):
+    if not all(overrides(delta, Delta.merge_into) for delta in deltas_of(model, NAME).values()):
         raise DoesNotApply("it is no change of a weight: its delta has no merge_into")
     expected = logits(model, on.architecture)
     look = "merge_into: the same scaling, the same sign, and Conv1D's weight is transposed"
@@ -271,7 +272,7 @@ def learns_with_trainer(on: Subject) -> None:
 
 
 def compiles(on: Subject) -> None:
-    """torch.compile computes the same (slow; only with compiled=True)."""
+    """torch.compile computes the same."""
     model, inputs = on.trained(layers=1), batch(on.architecture)
     model.config.use_cache = False  # the loss and the cache are not ours, and cost most of the time
     labels = inputs.pop("labels")

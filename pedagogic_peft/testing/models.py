@@ -30,7 +30,7 @@ _BERT: dict[str, Any] = dict(
 _TOKENS: dict[str, Any] = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0, **_SCALE)
 
 
-def _gpt2(layers: int) -> nn.Module:
+def _gpt2(layers: int) -> Any:
     config = hf.GPT2Config(
         vocab_size=VOCAB, n_embd=32, n_layer=layers, n_head=2, n_positions=40, **_TOKENS
     )
@@ -52,7 +52,7 @@ def _llama(layers: int, cls: Any = hf.LlamaForCausalLM, **extra: Any) -> Any:
     return cls(config)
 
 
-def _opt(layers: int) -> nn.Module:
+def _opt(layers: int) -> Any:
     config = hf.OPTConfig(
         vocab_size=VOCAB,
         hidden_size=32,
@@ -66,7 +66,7 @@ def _opt(layers: int) -> nn.Module:
     return hf.OPTForCausalLM(config)
 
 
-def _distilbert(layers: int) -> nn.Module:
+def _distilbert(layers: int) -> Any:
     config = hf.DistilBertConfig(
         vocab_size=VOCAB,
         dim=32,
@@ -80,7 +80,7 @@ def _distilbert(layers: int) -> nn.Module:
     return hf.DistilBertForSequenceClassification(config)
 
 
-def _t5(layers: int) -> nn.Module:
+def _t5(layers: int) -> Any:
     config = hf.T5Config(
         vocab_size=VOCAB,
         d_model=32,
@@ -95,7 +95,7 @@ def _t5(layers: int) -> nn.Module:
     return hf.T5ForConditionalGeneration(config)
 
 
-def _vit(layers: int) -> nn.Module:
+def _vit(layers: int) -> Any:
     config = hf.ViTConfig(
         hidden_size=32,
         num_hidden_layers=layers,

@@ -2,6 +2,7 @@
 
 import inspect
 import random
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,8 +57,8 @@ def check_method(
         models: names of architectures, some of `ARCHITECTURES`.
         refuses: those of the models on which the method has no meaning: `attach` has to raise a
             ValueError there and leave the model as it was.
-        checks: names of checks, some of `CHECKS`; None means all of them.
-        compiled: check `torch.compile` too, which takes several seconds an architecture.
+        checks: names of checks, some of `CHECKS`; None means all of them, but for "compile".
+        compiled: with all checks, `torch.compile` too; it takes a second or more an architecture.
         prepare: called with each fresh model before the method is attached, for a method that
             needs something there (`AdapterFusion` needs adapters). It has to do the same each time.
         raise_if_failed: raise `MethodFails` instead of returning a report that is not ok.
@@ -70,12 +71,11 @@ def check_method(
         ValueError: an unknown name of a model, a check or a start.
         MethodFails: with ``raise_if_failed``, if something fails.
     """
-    _check_names("models", [*models, *refuses], ARCHITECTURES)
+    _check_names("models", models, ARCHITECTURES)
+    _check_names("refuses", refuses, ARCHITECTURES)
     _check_names("checks", checks or (), CHECKS)
     validation.one_of(EXACT, NEAR, FREE)("start", start)
-    names = [n for n in CHECKS if n in checks] if checks else list(CHECKS)
-    if not compiled and not (checks and SLOW in checks):
-        names.remove(SLOW)
+    names = [n for n in CHECKS if (n in checks if checks else compiled or n != SLOW)]
     if isinstance(method, type) and issubclass(method, Method):
         cls = method
         try:
@@ -147,7 +147,7 @@ def _left_out(on: Subject, names: Sequence[str], why: str) -> list[Finding]:
 
 def _failure(check: str, architecture: str, expected: str, error: Exception) -> Finding:
     """Return the finding of an exception: its message, and the line of the method it comes from."""
-    seen = " ".join(f"{type(error).__name__}: {error}".split())
+    seen = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
     return Finding(check, architecture, FAILS, expected, seen, _where(error))
 
 
