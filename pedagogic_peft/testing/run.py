@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import logging
+import transformers as hf
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.method import Method
@@ -154,8 +155,8 @@ def _failure(check: str, architecture: str, expected: str, error: Exception) -> 
 def _where(error: Exception) -> str:
     """Return the innermost line that is neither torch's, transformers' nor a check's."""
     frames = traceback.extract_tb(error.__traceback__)
-    skipped = ("site-packages", "/testing/", "\\testing\\")
-    own = [f for f in frames if not any(part in f.filename for part in skipped)]
+    others = tuple(str(Path(file).parent) for file in (torch.__file__, hf.__file__, __file__))
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
     last = own[-1] if own else frames[-1]
     return f"{last.name}, line {last.lineno}: {last.line}"
 
@@ -183,13 +184,13 @@ def _check_names(what: str, names: Sequence[str], known: Iterable[str]) -> None:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Inside, no warning is shown; afterwards the random numbers go on as if nothing had been."""
-    states, verbosity = (random.getstate(), np.random.get_state()), logging.get_verbosity()
-    logging.set_verbosity_error()
+    states, verbosity = (random.getstate(), np.random.get_state()), hf.logging.get_verbosity()
+    hf.logging.set_verbosity_error()
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            logging.set_verbosity(verbosity)
+            hf.logging.set_verbosity(verbosity)
             random.setstate(states[0])
             np.random.set_state(states[1])
