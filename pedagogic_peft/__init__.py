@@ -23,7 +23,7 @@ from pedagogic_peft.core.verbs import (
 from pedagogic_peft.course.models import load_base
 from pedagogic_peft.files.adapterhub import load_adapterhub
 from pedagogic_peft.files.checkpoint import load, save
-from pedagogic_peft.methods.adalora import AdaLoRA, AdaLoRABudget
+from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.bitfit import BitFit
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter
 from pedagogic_peft.methods.compacter import Compacter
@@ -31,12 +31,14 @@ from pedagogic_peft.methods.dora import DoRA
 from pedagogic_peft.methods.fusion import AdapterFusion
 from pedagogic_peft.methods.ia3 import IA3
 from pedagogic_peft.methods.llama_adapter import LlamaAdapter
-from pedagogic_peft.methods.lora import LoRA, lora_plus_groups
+from pedagogic_peft.methods.lora import LoRA
 from pedagogic_peft.methods.nf4 import dequantize_nf4, quantize_nf4
 from pedagogic_peft.methods.pissa import PiSSA
 from pedagogic_peft.methods.prefix_tuning import PrefixTuning, PTuningV2
 from pedagogic_peft.methods.prompt_tuning import PromptTuning, PTuning
 from pedagogic_peft.methods.vera import VeRA
+from pedagogic_peft.training.adalora_budget import AdaLoRABudget
+from pedagogic_peft.training.lora_plus import lora_plus_groups
 from pedagogic_peft.training.train import train
 
 __all__ = ["LoRA", "DoRA", "PiSSA", "VeRA", "AdaLoRA", "AdaLoRABudget", "lora_plus_groups"]

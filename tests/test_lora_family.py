@@ -11,13 +11,24 @@ from models import batch, build, gradients, logits, randomise
 from safetensors.torch import load_file
 from torch import nn
 
-from pedagogic_peft import LoRA, activate, attach, count_parameters, merge, save, train, unmerge
+from pedagogic_peft import (
+    AdaLoRABudget,
+    LoRA,
+    activate,
+    attach,
+    count_parameters,
+    lora_plus_groups,
+    merge,
+    save,
+    train,
+    unmerge,
+)
 from pedagogic_peft.core.sites import View, sites
 from pedagogic_peft.core.verbs import install
 from pedagogic_peft.files.codecs import VeRACodec, codec_of
-from pedagogic_peft.methods.adalora import AdaLoRA, AdaLoRABudget
+from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.dora import DoRA
-from pedagogic_peft.methods.lora import LoRALinear, LoRAParts, lora_plus_groups
+from pedagogic_peft.methods.lora import LoRALinear, LoRAParts
 from pedagogic_peft.methods.pissa import PiSSA
 from pedagogic_peft.methods.vera import Projections, VeRA
 

@@ -149,7 +149,7 @@ def test_a_plain_field():
 
 
 def test_the_librarys_names_are_taken():
-    with pytest.raises(TypeError, match=r"Mine: .* the library's LoRA; choose another type"):
+    with pytest.raises(TypeError, match=r"Mine: .* the library's LoRA; choose another"):
 
         class Mine(LoRA):
             peft = Peft("LORA")

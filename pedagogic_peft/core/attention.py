@@ -11,19 +11,17 @@ Shapes: query (batch, heads, q, d); key and value (batch, KV heads, k, d); mask 
 heads, q, k), boolean (True: may look) or added to the scores; the output (batch, q, heads, d).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from pedagogic_peft.core.architectures import ROLES, model_type, modules_in_role, roles_of
-from pedagogic_peft.core.delta import Delta
-from pedagogic_peft.core.sites import Adaptations, View
-from pedagogic_peft.core.targets import Modules, find_targets
+from pedagogic_peft.core.delta import Attend, Delta
+from pedagogic_peft.core.sites import Adaptations, Modules, View
+from pedagogic_peft.core.targets import find_targets
 
 NAME = "pedagogic_peft"
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def attention(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 Args = tuple[Any, ...]  # of a module's forward
 Kwargs = dict[str, Any]
 Tensors = Mapping[str, Tensor]
+Attend = Callable[..., tuple[Tensor, Tensor | None]]  # an attention function of transformers
 Deltas = dict[str, nn.Module]  # path of a module -> its delta
 
 
@@ -55,11 +56,10 @@ class Delta(nn.Module):
         return output
 
     def attend(
-        self, run: Any, module: Any, Q: Tensor, K: Tensor, V: Tensor, mask: Any, **kwargs: Any
+        self, run: Attend, module: Any, Q: Tensor, K: Tensor, V: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Return what the attention function ``run`` returns for the rest; shapes: `attention`."""
-        y, weights = run(module, Q, K, V, mask, **kwargs)
-        return y, weights
+        return run(module, Q, K, V, mask, **kwargs)
 
     def merge_into(self, base: Any) -> None:
         """Write the change into the weights of ``base``, a copy of the site's module."""

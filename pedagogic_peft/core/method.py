@@ -22,8 +22,8 @@ from torch import nn
 
 from pedagogic_peft.core import targets, validation
 from pedagogic_peft.core.delta import Delta, Deltas, TrainedCopy
-from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import Modules, Names, Targets
+from pedagogic_peft.core.sites import Modules, View
+from pedagogic_peft.core.targets import Names, Targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +169,5 @@ def _check_definition(cls: type[Method]) -> None:
     before = cls.KINDS.get((cls.peft.type, cls.peft.flag), cls)
     new = (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__)
     if "peft" in vars(cls) and new and before.__module__.startswith("pedagogic_peft."):
-        raise TypeError(
-            f"{name}: {cls.peft} is the library's {before.__name__}; choose another type"
-        )
+        what = f"{name}: {cls.peft.type!r} in peft is the library's {before.__name__}"
+        raise TypeError(f"{what}; choose another")

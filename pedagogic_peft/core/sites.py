@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core.delta import BATCHED, Args, Delta, Deltas, Kwargs, TrainedCopy, overrides
 
+Modules = dict[str, nn.Module]  # {path: module}
+
 
 @dataclass
 class Adaptations:
@@ -233,9 +235,8 @@ class View:
 
     def __init__(self, model: nn.Module):
         self.model, self.seats = model, walk(model)
-        self.modules: dict[str, nn.Module] = {
-            path: seat.base if isinstance(seat, Site) else seat for path, seat in self.seats.items()
-        }
+        bases = (seat.base if isinstance(seat, Site) else seat for seat in self.seats.values())
+        self.modules: Modules = dict(zip(self.seats, bases, strict=True))
 
     @classmethod
     def of(cls, model: "Viewed") -> "View":
@@ -246,13 +247,13 @@ class View:
 Viewed = nn.Module | View
 
 
-def walk(model: nn.Module) -> dict[str, nn.Module]:
+def walk(model: nn.Module) -> Modules:
     """Return every module by its dotted path, as if there were no hooks, and nothing in a site.
 
     A module reachable by two paths appears once, under the first. What is attached is not walked
     through, so this takes no longer with fifty adaptations than with one.
     """
-    found: dict[str, nn.Module] = {}
+    found: Modules = {}
     seen: set[nn.Module] = set()
 
     def visit(prefix: str, name: str, module: nn.Module | None) -> None:
@@ -265,11 +266,6 @@ def walk(model: nn.Module) -> dict[str, nn.Module]:
 
     visit("", "", model)
     return found
-
-
-def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module by its dotted path, as if the model had no site."""
-    return View(model).modules
 
 
 def sites(model: Viewed) -> Iterator[tuple[str, Place]]:

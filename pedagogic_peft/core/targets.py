@@ -11,11 +11,10 @@ from typing import Any
 from torch import nn
 
 from pedagogic_peft.core.architectures import DEFAULT_TARGETS, model_type
-from pedagogic_peft.core.sites import Site, View, Viewed
+from pedagogic_peft.core.sites import Modules, Site, View, Viewed
 
 Names = Sequence[str]
 Targets = Names | str | None  # `target_modules`, as in `LoRA`
-Modules = dict[str, nn.Module]  # {path: module}
 Test = Callable[[nn.Module], bool]
 
 # In evaluation these run one fused kernel on their children's weights and never call the children.

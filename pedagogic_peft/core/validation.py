@@ -1,7 +1,12 @@
-"""Checks of hyper-parameters: each returns the value, or raises one clear error that names it."""
+"""Checks of hyper-parameters: each returns the value, or raises one clear error that names it.
+
+Also the warning of those that are legal and yet seem a mistake.
+"""
 
 import math
 import re
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,6 +92,14 @@ def pattern(check: Check) -> Check:
         return {regex(what, key): check(f"{what}[{key!r}]", one) for key, one in value.items()}
 
     return check_all
+
+
+def warn(message: str) -> None:
+    """Warn, and point at the line from which the library was called."""
+    level = 1
+    while sys._getframe(level).f_globals["__name__"].startswith("pedagogic_peft."):
+        level += 1
+    warnings.warn(message, stacklevel=level + 1)
 
 
 def _is_finite(value: Any) -> bool:

@@ -7,7 +7,6 @@ model carries is one attribute of the model, shared by its sites.
 
 import copy
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -39,9 +38,9 @@ TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".spl
 def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:
     """Freeze the model, add an adaptation to it, and make that the only active one.
 
-    Until it is trained the adapted model computes what the model computed (but for soft prompts
-    and adapters that begin near the identity; their classes say so). Only the adaptation's
-    parameters require a gradient. When several adaptations are attached, the inactive ones still
+    Before training, the adapted model computes exactly what the base model did. (Soft prompts and
+    near-identity adapters are exceptions; see their classes.) Only the adaptation's parameters
+    require a gradient. When several adaptations are attached, the inactive ones still
     have ``requires_grad`` but take no part in the forward pass: they get no gradient, and no
     optimiser of torch moves a parameter without one.
 
@@ -110,7 +109,7 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
 
     Several run one after the other at each site: low-rank updates and prefixes add up, bottleneck
     adapters form a **stack**. This is one assignment, however many sites the model has. With gradient
-    checkpointing, which computes the layers again in ``backward``, call that before the next switch.
+    checkpointing, layers are recomputed during ``backward``: call it before switching again.
 
     Args:
         model: a model with adaptations.
@@ -144,8 +143,8 @@ def adapter_drop(model: nn.Module, layers: int) -> AbstractContextManager[nn.Mod
     """Inside ``with adapter_drop(model, layers):`` the lowest layers run without their deltas.
 
     AdapterDrop (Rücklé et al. 2021, arXiv:2010.11918, section 4) makes inference faster this way.
-    For an adaptation that bears it, train inside the block, with another number each step; with
-    gradient checkpointing ``backward`` has to be inside too.
+    To train an adaptation that tolerates dropping, train inside the block with a different number at
+    every step; with gradient checkpointing ``backward`` has to be inside too.
 
     Args:
         model: a model with adaptations.
@@ -234,7 +233,7 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
 
 
 def unmerge(model: nn.Module) -> nn.Module:
-    """Put the original weights back, bit for bit, for they were kept: nothing is subtracted.
+    """Put the original weights back, bit for bit: they were kept, so nothing is subtracted.
 
     Raises:
         RuntimeError: nothing is merged.
@@ -391,7 +390,7 @@ def _warn_of_frozen_head(model: nn.Module, paths: Iterable[str]) -> None:
     ]
     if heads:
         what = f"The head ({', '.join(heads)}) stays frozen. If it is new, train and save it"
-        warnings.warn(f"{what}: modules_to_save={heads}", stacklevel=3)
+        validation.warn(f"{what}: modules_to_save={heads}")
 
 
 def _restore(model: nn.Module, record: Adaptations) -> None:

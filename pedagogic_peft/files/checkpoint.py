@@ -8,7 +8,6 @@ files hold is the affair of each method's codec (``codecs.py``).
 import json
 import os
 import re
-import warnings
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Tensors, some
 from pedagogic_peft.core.method import Method
 from pedagogic_peft.core.sites import Site, View, deltas_of
@@ -103,7 +103,7 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
     config, (tensors, digest) = _read_config(config_file), _read_tensors(tensors_file)
     if digest not in (None, sha256(config_file.read_bytes()).hexdigest()):  # PEFT's have none
         problem = "was edited after these tensors were saved, or their saving was cut off"
-        warnings.warn(f"{config_file} {problem}", stacklevel=2)
+        validation.warn(f"{config_file} {problem}")
     try:
         kind = _kind_of(config)
         with Bounded(model, tensors):

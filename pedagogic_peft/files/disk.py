@@ -22,7 +22,7 @@ def text_of(file: Path) -> str:
 
 
 def remove_leftovers(*files: Path) -> None:
-    """Remove what is unfinished beside these files or folders, of processes that are no more.
+    """Remove what processes that have ended left unfinished beside these files or folders.
 
     It is called ``.<name>.<process>``, perhaps with more in between.
     """

@@ -1,6 +1,6 @@
 """BitFit: train the biases and nothing else (Ben Zaken et al. 2022, arXiv:2106.10199).
 
-Wherever the model adds a bias b, a learned Δb is added besides:
+Wherever the model adds a bias b, a learned Δb is added too:
 
     y + Δb,        Δb = 0 at the start
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Delta, some
 from pedagogic_peft.core.method import Method, Peft, field
-from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import Modules, Targets, backbone, find_targets, is_linear
+from pedagogic_peft.core.sites import Modules, View
+from pedagogic_peft.core.targets import Targets, backbone, find_targets, is_linear
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -48,9 +48,8 @@ class BitFit(Method):
         if self.target_modules is None:
             own = {module for module in backbone(view) if _has_bias(module)}
             if not own:
-                raise ValueError(
-                    f"{type(view.model).__name__} has no bias, which BitFit would train"
-                )
+                kind = type(view.model).__name__
+                raise ValueError(f"{kind} has no bias, which BitFit would train")
             if strange := {type(m).__name__ for m in own if not self.can_adapt(m)}:
                 raise ValueError(f"{some(strange)} has a bias of unknown use: give target_modules")
             return find_targets(view, ".*", own.__contains__, without)

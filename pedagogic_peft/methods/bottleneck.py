@@ -28,8 +28,8 @@ from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import Roles, modules_in_role, roles_of
 from pedagogic_peft.core.delta import Delta, Deltas
 from pedagogic_peft.core.method import Method, Peft, field
-from pedagogic_peft.core.sites import View, layer_of
-from pedagogic_peft.core.targets import Modules, Targets, is_linear, sizes
+from pedagogic_peft.core.sites import Modules, View, layer_of
+from pedagogic_peft.core.targets import Targets, is_linear, sizes
 
 Function = Callable[[Tensor], Tensor]
 
@@ -97,10 +97,8 @@ class BottleneckAdapter(Method):
         else:
             places = super().targets(view, without)
         layers = dict.fromkeys(map(layer_of, places))
-        expected = f"some of the layers {list(layers)}, not all"
-        validation.expect(
-            set(self.leave_out) < layers.keys(), "leave_out", self.leave_out, expected
-        )
+        good, expected = set(self.leave_out) < layers.keys(), f"some of the layers {list(layers)}"
+        validation.expect(good, "leave_out", self.leave_out, f"{expected}, not all")
         return {p: module for p, module in places.items() if layer_of(p) not in self.leave_out}
 
     def deltas(self, view: View, places: Modules) -> Deltas:

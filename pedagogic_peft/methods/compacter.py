@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Deltas
 from pedagogic_peft.core.method import Peft, field
-from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import Modules
+from pedagogic_peft.core.sites import Modules, View
 from pedagogic_peft.methods.bottleneck import NON_LINEARITIES, BottleneckAdapter, ready
 
 
@@ -89,9 +88,8 @@ class PHMLinear(nn.Module):
         super().__init__()
         n = len(rule.A)
         if d_in % n or d_out % n:
-            raise ValueError(
-                f"phm_dim={n} must divide both {d_in} and {d_out}: set bottleneck_size"
-            )
+            what = f"phm_dim={n} must divide both {d_in} and {d_out}"
+            raise ValueError(f"{what}: set bottleneck_size")
         self.s = nn.Parameter(torch.randn(n, r, d_out // n))
         self.t = nn.Parameter(torch.randn(n, r, d_in // n) / math.sqrt(d_in * r))
         self.bias = nn.Parameter(torch.zeros(d_out))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.method import Method, Peft, field
-from pedagogic_peft.core.sites import View, sites
-from pedagogic_peft.core.targets import Modules, Names
+from pedagogic_peft.core.sites import Modules, View, sites
+from pedagogic_peft.core.targets import Names
 from pedagogic_peft.core.verbs import adaptations_of
 from pedagogic_peft.methods.bottleneck import BeforeNorm
 

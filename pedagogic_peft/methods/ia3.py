@@ -20,8 +20,8 @@ from pedagogic_peft.core import targets, validation
 from pedagogic_peft.core.architectures import ROLES, model_type, modules_in_role, roles_of
 from pedagogic_peft.core.delta import Delta, Deltas, Tensors
 from pedagogic_peft.core.method import Method, Peft, field
-from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import Modules, Targets, is_conv1d, sizes
+from pedagogic_peft.core.sites import Modules, View
+from pedagogic_peft.core.targets import Targets, is_conv1d, sizes
 
 BOTH = "target_modules, and feedforward_modules ([] if there are none),"
 
@@ -57,19 +57,16 @@ class IA3(Method):
 
     def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""
-        inputs, queries = self._inputs(view, places), _queries(view)
+        given, queries = self.feedforward_modules, _queries(view)
+        if given is None:  # the paths whose input is scaled
+            inputs = modules_in_role(view, roles_of(view.model, BOTH).ffn_output)
+        else:
+            inputs = targets.match(view, places, places, given)
         deltas: Deltas = {}
         for path, (d_in, d_out) in ((path, sizes(module)) for path, module in places.items()):
             output = d_out, queries.get(path, 0), self.target_modules is not None
             deltas[path] = IA3Input(d_in) if path in inputs else IA3Output(*output)
         return deltas
-
-    def _inputs(self, view: View, places: Modules) -> Modules:
-        """Return the paths whose input is scaled."""
-        given = self.feedforward_modules
-        if given is None:
-            return modules_in_role(view, roles_of(view.model, BOTH).ffn_output)
-        return targets.match(view, places, places, given)
 
 
 class IA3Output(Delta):

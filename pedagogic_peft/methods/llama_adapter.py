@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.architectures import modules_in_role, roles_of
-from pedagogic_peft.core.attention import Attend, AttentionDelta
-from pedagogic_peft.core.delta import Deltas
+from pedagogic_peft.core.attention import AttentionDelta
+from pedagogic_peft.core.delta import Attend, Deltas
 from pedagogic_peft.core.method import Method, Peft, field
-from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import Modules, Names, sizes
+from pedagogic_peft.core.sites import Modules, View
+from pedagogic_peft.core.targets import Names, sizes
 
 
 class LlamaAdapter(Method):

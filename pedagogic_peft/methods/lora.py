@@ -9,7 +9,6 @@ of which only A and B are trained. The site is a linear map or an embedding, the
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -21,16 +20,8 @@ from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import model_type
 from pedagogic_peft.core.delta import Delta, Deltas, Tensors
 from pedagogic_peft.core.method import Method, Peft, field
-from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import (
-    Modules,
-    Names,
-    Targets,
-    is_conv1d,
-    is_linear,
-    is_named,
-    sizes,
-)
+from pedagogic_peft.core.sites import Modules, View
+from pedagogic_peft.core.targets import Names, Targets, is_conv1d, is_linear, is_named, sizes
 
 # Fused projections of these mix q, k and v head by head: no block of their output is q.
 INTERLEAVED = "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese persimmon".split()
@@ -260,51 +251,8 @@ class LoRA(Method):
             return self.OF_EMBEDDING(module, *options)
         if r > min(d_in, d_out):
             what = f"r={r} is more than a change of {path!r} can have ({d_in} -> {d_out})"
-            warnings.warn(f"{what}; rank_pattern gives single modules another r", stacklevel=2)
+            validation.warn(f"{what}; rank_pattern gives single modules another r")
         return self.OF_LINEAR(d_in, d_out, *options)
-
-
-def lora_plus_groups(
-    model: nn.Module, lr: float, ratio: float = 16, weight_decay: float = 0.0
-) -> list[dict[str, Any]]:
-    """Return parameter groups for an optimiser of torch, of all that is trained, as in LoRA+.
-
-    LoRA+ (Hayou et al. 2024, arXiv:2402.12354) is not another form of ΔW but other learning rates.
-    With one rate for A and B, a LoRA of a wide model learns less per step than it could: A, which
-    sums over the many inputs, must move little for the output to stay bounded, and B, which sums over
-    r numbers only, may move much more. So B gets a rate ``ratio`` times that of A; they propose 16::
-
-        optimizer = torch.optim.AdamW(lora_plus_groups(model, lr=2e-4))
-        train(model, examples, steps=1000, optimizer=optimizer)
-
-    The fast group has the B of every LoRA beside a linear map, also where it is part of a `DoRA` or
-    `PiSSA`. Beside an embedding the two are exchanged at the start, and A is the one that is zero
-    (`LoRAEmbedding`); its input is a single token, so it does not sum over many, and it gets the
-    fast rate. That is this library's choice: the paper has no embeddings, and PEFT gives both
-    factors a rate of their own. Everything else, such as a new head, has the rate ``lr``.
-
-    Args:
-        model: a model with a LoRA.
-        lr: learning rate of A and the rest.
-        ratio: learning rate of B divided by that of A.
-        weight_decay: of both groups.
-
-    Returns:
-        The slow group, then the fast one, as dicts with "params", "lr" and "weight_decay".
-
-    Raises:
-        ValueError: the model has no LoRA that is trained; a value is out of range.
-    """
-    validation.positive("lr", lr)
-    validation.positive("ratio", ratio)
-    fast = {m.lora_B.weight for m in model.modules() if isinstance(m, LoRALinear)}
-    fast |= {m.lora_embedding_A for m in model.modules() if isinstance(m, LoRAEmbedding)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not fast.intersection(trained):
-        raise ValueError(f"This {type(model).__name__} has no LoRA that is trained: attach one")
-    slow, quick = [p for p in trained if p not in fast], [p for p in trained if p in fast]
-    groups = [{"params": slow, "lr": lr}, {"params": quick, "lr": lr * ratio}]
-    return [group | {"weight_decay": weight_decay} for group in groups]
 
 
 def look_up(pattern: Mapping[str, Any], path: str, default: Any) -> Any:

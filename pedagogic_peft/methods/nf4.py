@@ -51,7 +51,9 @@ def quantize_nf4(
         RuntimeError: the model carries adaptations.
     """
     even = validation.count("block_size", block_size) % 2 == 0
-    validation.expect(even, "block_size", block_size, "an even number, for two codes fill a byte")
+    validation.expect(
+        even, "block_size", block_size, "an even number, because two codes fill a byte"
+    )
     validation.flag("double_quant", double_quant)
     view = View(model)
     _refuse_adapted(view)
@@ -63,9 +65,8 @@ def quantize_nf4(
             raise ValueError(f"{path}.weight is {weight.dtype}: expected floating-point")
         if not weight.isfinite().all():
             raise ValueError(f"{path}.weight is not finite everywhere: it cannot be quantised")
-    replace_modules(
-        view, {base: NF4Linear(base, block_size, double_quant) for base in found.values()}
-    )
+    new = {base: NF4Linear(base, block_size, double_quant) for base in found.values()}
+    replace_modules(view, new)
     return model
 
 
@@ -133,7 +134,7 @@ def quantise_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class NF4Linear(nn.Linear):
-    """A frozen linear map whose weight is kept in NF4 and made anew whenever it is needed.
+    """A frozen linear map whose weight is kept in NF4 and computed whenever it is needed.
 
     To those who ask it is an `nn.Linear`: ``weight`` is (out_features, in_features), also when it
     stands for GPT-2's `Conv1D`. But that is a fresh tensor each time, and writing to it has no effect.

@@ -6,8 +6,8 @@ with their vectors,
     W_0 = U diag(σ) Vᵀ,   s B_0 A_0 = U_r diag(σ_r) V_rᵀ,   s = α / r
 
 so that training moves the principal part of W_0, in its own coordinates, from the first step on.
-The paper freezes the rest, W_0 - s B_0 A_0, in place of W_0. Here W_0 stays, for it is not ours to
-change, and the delta is s (B A - B_0 A_0) x with A_0 and B_0 constant:
+The paper freezes the rest, W_0 - s B_0 A_0, in place of W_0. Here W_0 stays, because it is not ours
+to change, and the delta is s (B A - B_0 A_0) x with A_0 and B_0 constant:
 
     W_0 x + s (B A - B_0 A_0) x = (W_0 - s B_0 A_0) x + s B A x
 
@@ -29,7 +29,7 @@ from pedagogic_peft.methods.lora import LoRA, LoRALinear
 class PiSSALinear(LoRALinear):
     """s (B A - B_0 A_0) beside a linear map.
 
-    A_0 and B_0 are buffers in the state dict, for they are needed to go on training.
+    A_0 and B_0 are buffers in the state dict, because training needs them to go on.
 
     Args:
         d_in, d_out, r, alpha, dropout, use_rslora: as in `LoRALinear`.

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core import attention, validation
-from pedagogic_peft.core.attention import Attend, AttentionDelta
-from pedagogic_peft.core.delta import Args, Delta, Deltas, Kwargs
+from pedagogic_peft.core.attention import AttentionDelta
+from pedagogic_peft.core.delta import Args, Attend, Delta, Deltas, Kwargs
 from pedagogic_peft.core.method import Peft, field
-from pedagogic_peft.core.sites import View, by_name
-from pedagogic_peft.core.targets import Modules, Targets, find_targets
-from pedagogic_peft.methods.prompt_tuning import PromptMethod, check_fits, position_limit
+from pedagogic_peft.core.sites import Modules, View, by_name
+from pedagogic_peft.core.targets import Targets, find_targets
+from pedagogic_peft.methods.prompt_tuning import SIZES, PromptMethod, check_fits, position_limit
 
 # The modules that turn positions into vectors or angles.
 POSITIONS = re.compile(r"(.*\.)?(wpe|position_embeddings|embed_positions|rotary_emb)")
@@ -47,7 +47,7 @@ class PrefixTuning(PromptMethod):
             (section 4.3: training these directly was unstable); it is saved with the prefix.
         encoder_hidden_size: width of that network; None means the model's width.
         init_weights: "normal", small Gaussian values, or "zero". A prefix without projection that
-            begins at zero stays one token repeated n times, for all get the same gradient.
+            begins at zero stays one token repeated n times, because all get the same gradient.
         shift_positions: whether the text's positions begin at n, as if the prefix stood at positions
             0 to n - 1 (in T5: whether it has the position bias of n tokens before the text). So it is
             in PEFT and in the authors' GPT-2; n positions fewer are left for the text.
@@ -59,10 +59,7 @@ class PrefixTuning(PromptMethod):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft = Peft(
-        "PREFIX_TUNING",
-        ignored="num_attention_heads num_layers num_transformer_submodules token_dim",
-    )
+    peft = Peft("PREFIX_TUNING", ignored=SIZES)
     can_adapt = staticmethod(attention.is_attention)
 
     num_virtual_tokens: int = field(20, validation.count)
@@ -129,7 +126,7 @@ class PrefixNetwork(nn.Module):
 class Prefix(AttentionDelta):
     """The learned keys and values of one attention.
 
-    Each layer asks the shared network anew: it is small, and so nothing is kept from one layer's
+    Each layer runs the shared network again: it is small, and this way nothing is kept from one layer's
     computation to another's, which gradient checkpointing would not survive.
 
     Args:

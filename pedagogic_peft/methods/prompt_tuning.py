@@ -21,8 +21,13 @@ from torch import Tensor, nn
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Args, Delta, Deltas, Kwargs
 from pedagogic_peft.core.method import Method, Peft, field
-from pedagogic_peft.core.sites import View, by_name
-from pedagogic_peft.core.targets import Modules
+from pedagogic_peft.core.sites import Modules, View, by_name
+
+# What PEFT's configurations of prompts say of the model and of the prompt's start.
+SIZES = "num_attention_heads num_layers num_transformer_submodules token_dim "
+TEXT = "prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs tokenizer_name_or_path"
+
+NETWORKS = ("MLP", "LSTM", None)  # of P-tuning
 
 
 class PromptMethod(Method, abstract=True):
@@ -89,12 +94,7 @@ class PromptTuning(PromptMethod):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft = Peft(
-        "PROMPT_TUNING",
-        unsaved="init",
-        ignored="""num_attention_heads num_layers num_transformer_submodules prompt_tuning_init
-            prompt_tuning_init_text token_dim tokenizer_kwargs tokenizer_name_or_path""",
-    )
+    peft = Peft("PROMPT_TUNING", unsaved="init", ignored=SIZES + TEXT)
 
     num_virtual_tokens: int = field(20, validation.count)
     init: str | Sequence[int] = field("vocab", check_init)
@@ -115,7 +115,7 @@ class PTuning(PromptMethod):
         num_virtual_tokens: n, at least 1.
         encoder_reparameterization_type: the network: "MLP" (three linear maps with ReLU), "LSTM" (a
             bidirectional LSTM and two linear maps), or None: no network, the prompt itself is trained.
-            So is a prompt that PEFT saved, for it saves the network's output only.
+            So is a prompt that PEFT saved, because it saves the network's output only.
         encoder_hidden_size: width of the network; None means that of the model's embeddings.
         encoder_num_layers, encoder_dropout: of the LSTM, as in `nn.LSTM`.
         modules_to_save: names of modules to train in full, such as a new classification head.
@@ -124,14 +124,10 @@ class PTuning(PromptMethod):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft = Peft(
-        "P_TUNING", ignored="num_attention_heads num_layers num_transformer_submodules token_dim"
-    )
+    peft = Peft("P_TUNING", ignored=SIZES)
 
     num_virtual_tokens: int = field(20, validation.count)
-    encoder_reparameterization_type: str | None = field(
-        "MLP", validation.one_of("MLP", "LSTM", None)
-    )
+    encoder_reparameterization_type: str | None = field("MLP", validation.one_of(*NETWORKS))
     encoder_hidden_size: int | None = field(None, validation.count)
     encoder_num_layers: int = field(2, validation.count)
     encoder_dropout: float = field(0.0, validation.probability)

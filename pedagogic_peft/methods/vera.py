@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Delta, Deltas
 from pedagogic_peft.core.method import Method, Peft, field
-from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import Modules, Targets, sizes
+from pedagogic_peft.core.sites import Modules, View
+from pedagogic_peft.core.targets import Targets, sizes
 from pedagogic_peft.methods.lora import LoRALinear
 
 

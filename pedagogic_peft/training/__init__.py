@@ -1,4 +1,4 @@
-"""The training loop a page shows, `train` built on it, and snapshots from which a killed run goes on.
+"""What happens during training: the loop of the pages, `train`, snapshots, AdaLoRA's budget, LoRA+'s rates.
 
 Uses `core`, `methods` and `files`. Used by `course`.
 """

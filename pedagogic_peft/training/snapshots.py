@@ -128,5 +128,5 @@ class Snapshot:
             if there.get(key) != here:
                 both = "others" if key == "tensors" else f"{there.get(key)!r} there, {here!r} here"
                 what = f"{self.path} is of another run ({key}: {both})"
-                raise ValueError(f"{what}. Name another file, or delete this one to start anew")
+                raise ValueError(f"{what}. Name another file, or delete this one to start again")
         return found
