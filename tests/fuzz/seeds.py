@@ -63,7 +63,7 @@ def join(header: Any, data: bytes) -> bytes:
 @cache
 def seeds() -> dict[str, Seed]:
     """Return ``{name: checkpoint}``."""
-    own = {name: ("gpt2", case.method) for name, case in CASES.items()}
+    own = {name: ("gpt2", case.method) for name, case in CASES.items() if not case.prepare}
     own["LLaMA-Adapter"] = ("llama", CASES["LLaMA-Adapter"].method)
     found = {name: _saved(*pair) for name, pair in (own | MORE).items()}
     for kind in ("seq_bn", "double_seq_bn", "par_bn"):
