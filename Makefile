@@ -17,6 +17,12 @@ JOBS ?= auto
 FAULTS ?= 50
 INPUTS ?= 100000
 SAMPLE ?= 500
+CHROMIUM ?= chromium
+# The landing page, the heaviest notebook page, and a page of the reference stand for the others.
+PAGES ?= book/index.html chapters/02_lora/why_low_rank.html book/api/lora.html
+SLOWDOWN ?= 4
+LIGHTHOUSE = CHROME_PATH=$$(command -v $(CHROMIUM)) npx --yes @lhci/cli@0.15.1 autorun \
+    $(foreach page,$(filter-out all,$(PAGES)),--collect.url=http://localhost/$(page))
 
 # The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels on all of them, in
 # torch itself, in oneDNN and in MKL, whose other settings differ between Intel and AMD (100 steps carry a digit far).
@@ -106,7 +112,8 @@ serve: $(STAMP)  ## show the built site at http://localhost:8000 (PORT=8000)
 	$(BIN)/python book/tools/serve.py $(PORT)
 
 run: $(STAMP)  ## re-execute the notebooks (CHAPTERS=...) and store their outputs
-	$(BIN)/python book/tools/run_notebooks.py $(CHAPTERS)
+	$(BIN)/jupyter nbconvert --inplace --config book/tools/nbconvert_config.py \
+	    $$(find $(CHAPTERS) -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort)
 
 bench: $(STAMP)  ## measure the library beside Hugging Face PEFT (CASE="mixed rows" for one, AGAIN=1 anew)
 	env -u ATEN_CPU_CAPABILITY -u MKL_CBWR $(BIN)/python -W ignore -m benchmarks $(if $(AGAIN),--again) \
@@ -125,11 +132,16 @@ address: $(STAMP)  ## move the book: REPOSITORY=https://... SITE_ADDRESS=https:/
 ebook: $(STAMP)  ## make a PDF and an EPUB of the built site, linked from its landing page
 	$(BIN)/python book/tools/ebook.py
 
-links: $(STAMP)  ## ask every outside link of the book whether it still leads somewhere
-	$(BIN)/python book/tools/outside_links.py --check
+links: $(STAMP)  ## ask every link of the book whether it still leads somewhere
+	$(BIN)/jupyter-book build . --toc book/_toc.yml --path-output _build/links --builder linkcheck
 
-audit: $(STAMP)  ## measure some built pages with Lighthouse, PAGES=all for all (needs node and Chromium)
-	$(BIN)/python book/tools/audit.py $(PAGES)
+# Lighthouse slows the processor fourfold to play a phone. That is right for a fast machine: SLOWDOWN=2, say,
+# is for a slow one.
+audit:  ## measure some built pages with Lighthouse, PAGES=all for all (needs node and Chromium)
+	@test -f $(SITE)/index.html || { echo "no site in $(SITE): run make book first"; exit 1; }
+	@command -v npx > /dev/null || { echo "no npx on this machine: install node (nodejs.org)"; exit 1; }
+	$(LIGHTHOUSE) --collect.settings.throttling.cpuSlowdownMultiplier=$(SLOWDOWN)
+	$(LIGHTHOUSE) --collect.settings.preset=desktop
 
 lock:  ## pin everything that pyproject.toml asks for, with hashes, in requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev -c constraints.txt --generate-hashes --no-header \
@@ -143,8 +155,8 @@ sbom: $(STAMP)  ## write a bill of materials (CycloneDX) of requirements.lock
 	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
 	    --of JSON -o _build/sbom.cdx.json
 
-reproducible: $(STAMP)  ## build the site twice and compare every byte
-	$(BIN)/python book/tools/reproducible.py
+reproducible: $(STAMP)  ## build the site twice, in two folders and time zones, and compare every byte
+	book/tools/reproducible $(VENV) $(BIN)
 
 mutants: $(STAMP)  ## change the library's code at SAMPLE=500 places: do the tests notice?
 	JOBS=$(JOBS) $(BIN)/python tests/mutants.py $(SAMPLE)
@@ -153,8 +165,9 @@ coverage: $(STAMP)  ## branch coverage of the library by its own tests; fails be
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -k "not compile" --cov --cov-fail-under=95 \
 	    --cov-report=term-missing:skip-covered tests --ignore=tests/site --ignore=tests/grading --ignore=tests/test_notebooks.py
 
-screenshot: $(STAMP)  ## take the README's picture of a page from the built site
-	$(BIN)/python book/tools/screenshot.py
+screenshot:  ## take the README's picture of a page from the built site (needs Chromium)
+	$(CHROMIUM) --headless=new --no-sandbox --hide-scrollbars --window-size=1280,800 --virtual-time-budget=3000 \
+	    --screenshot=book/_static/page.png file://$(CURDIR)/$(SITE)/chapters/02_lora/lora_from_scratch.html
 
 clean:  ## remove what was built
 	rm -rf _build

@@ -34,20 +34,16 @@ from pathlib import Path
 from typing import Any
 
 import wire
+from jail import SYSTEM, jail
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PACKAGE = ROOT / "pedagogic_peft"
-SYSTEM = (
-    "/usr /bin /sbin /lib /lib64 /etc/ld.so.cache /etc/alternatives /dev/null /dev/zero /dev/full "
-    "/dev/random /dev/urandom /sys/devices/system/cpu"
-).split()
-UNSHARE = "unshare --user --map-root-user --mount --pid --fork --kill-child --net --ipc".split()
 NO_JAIL = (
     "This machine does not let a process be cut off from files and network (Linux with unprivileged "
-    "user namespaces is needed). Grade in a virtual machine or a privileged container; or, for "
-    "submissions that you trust not to cheat, say ISOLATION=limits, which keeps the limits on time, "
-    "memory and output, and the tests out of their process"
+    "user namespaces is needed, or bubblewrap that root installed). Grade in a virtual machine or a "
+    "privileged container; or, for submissions that you trust not to cheat, say ISOLATION=limits, which "
+    "keeps the limits on time, memory and output, and the tests out of their process"
 )
 
 
@@ -124,10 +120,10 @@ class Submission:
         } | {k: v for k in ("OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY") if (v := os.environ.get(k))}
         if limits.isolation == "jail":
             prefixes = {os.path.realpath(p) for p in (sys.prefix, sys.base_prefix)}
-            visible = [*SYSTEM, *(p for p in prefixes if not p.startswith("/usr")), PACKAGE, inside]
-            jail = [HERE / "jail.sh", self.folder / "root", limits.disk, *visible, "--"]
-            (self.folder / "root").mkdir()
-            command = [*UNSHARE, *map(str, jail), *command]
+            ours = [*(p for p in prefixes if not p.startswith("/usr")), str(PACKAGE), str(inside)]
+            way = jail() or sys.exit(NO_JAIL)
+            visible = [*SYSTEM, *ours]
+            command = [*way(self.folder / "root", home, limits.disk, visible), *command]
         return subprocess.Popen(
             command,
             cwd=home,
@@ -434,16 +430,6 @@ def write_feedback(grade: Grade, folder: Path) -> None:
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def check_jail() -> None:
-    """Exit with a message if submissions cannot be jailed here."""
-    try:
-        tried = subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=30).returncode
-    except (OSError, subprocess.TimeoutExpired):
-        tried = 1
-    if tried:
-        sys.exit(NO_JAIL)
-
-
 def main() -> None:
     """Grade all, print a line for each, write the table and the feedback."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -465,8 +451,8 @@ def main() -> None:
     found = find_submissions(given.submissions)
     if not found:
         sys.exit(f"SUBMISSIONS={given.submissions}: no file there")
-    if given.isolation == "jail":
-        check_jail()
+    if given.isolation == "jail" and not jail():
+        sys.exit(NO_JAIL)
     limits = Limits(given.seconds, given.cell_seconds, given.memory, isolation=given.isolation)
     work = partial(grade_one, packages=packages, wanted=given.assignment, limits=limits)
     given.out.mkdir(parents=True, exist_ok=True)

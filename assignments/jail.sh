@@ -5,7 +5,7 @@
 #
 # FOLDER becomes the root of a new file system in memory; the VISIBLE paths are in it, read-only, and
 # HOME, an empty folder of at most SIZE. There is no network, no other process can be seen, and no
-# privilege is left. To be started by: unshare --user --map-root-user --mount --pid --net ... (grade.py).
+# privilege is left. To be started by: unshare --user --map-root-user --mount --pid --net ... (jail.py).
 set -eu
 new=$1 size=$2
 shift 2

@@ -1,10 +1,15 @@
 """The tools that build the site: formulas drawn, rules kept, selectors split, reports read."""
 
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 TOOLS = Path(__file__).parents[1] / "book" / "tools"
 
@@ -109,15 +114,11 @@ def test_a_first_use_is_linked_once_and_only_in_prose():
     assert text.astext() == "rank of rank 2, rank 3, the seed seed"
 
 
-def test_a_figure_waits_and_the_theme_does_not_look():
+def test_a_figure_waits():
     tool = load("lighten")
     body = "<figure>\n</figure>\n<script>\n(() => {\nconst data = 1;</script><script>other</script>"
     waiting = tool.FIGURE.sub(r'\1<script type="text/figure">', body)
     assert waiting.count("text/figure") == 1 and "<script>other" in waiting
-    look = 'function I(){const e=()=>{document.querySelectorAll(["pre",".x"])}}'
-    assert tool.without_look(look).startswith("function I(){return;const e=")
-    with pytest.raises(ValueError, match="0 times"):
-        tool.without_look("function I(){}")
 
 
 def test_a_figure_that_moves_gets_a_caption_that_is_numbered():
@@ -138,16 +139,6 @@ def test_a_figure_that_moves_gets_a_caption_that_is_numbered():
     assert all(figure["ids"] and "figcaption" not in figure[0].astext() for figure in figures)
 
 
-def test_the_search_quotes_prose(tmp_path):
-    tool, script = load("lighten"), tmp_path / "_static" / "searchtools.js"
-    script.parent.mkdir()
-    script.write_text(f"const found = page.{tool.QUOTED};", encoding="utf-8")
-    tool.quote_prose(tmp_path)
-    assert script.read_text(encoding="utf-8") == 'const found = page.querySelector("article");'
-    with pytest.raises(ValueError, match="0 places"):
-        tool.quote_prose(tmp_path)
-
-
 def test_the_sites_address_leads_on(tmp_path):
     landing = tmp_path / "book" / "index.html"
     landing.parent.mkdir()
@@ -157,21 +148,44 @@ def test_the_sites_address_leads_on(tmp_path):
     assert card in front and "0; url=book/index.html" in front and ">PEFT &amp; you</a>" in front
 
 
-def test_the_audit_knows_every_page(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    tool = load("audit")
-    names = ["index.html", "book/index.html", "chapters/a/b.html", "book/z.html", "search.html"]
-    for name in [*names, "_static/webpack.html"]:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    monkeypatch.setattr(tool, "SITE", tmp_path)
-    assert tool.all_pages() == [
-        "book/index.html",
-        "book/z.html",
-        "chapters/a/b.html",
-        "search.html",
-    ]
+def test_the_audit_asks_for_what_the_checks_in_a_browser_ask_for():
+    asked = json.loads((TOOLS.parents[1] / "lighthouserc.json").read_text())["ci"]["assert"]
+    floors = {name: wanted for name, (_, wanted) in asked["assertions"].items()}
+    assert all(level == "error" for level, _ in asked["assertions"].values())
+    assert floors["categories:accessibility"]["minScore"] == 1
+    assert floors["categories:performance"]["minScore"] == 0.95
+    assert floors["total-byte-weight"]["maxNumericValue"] == 600_000
+
+
+def rerun(path: Path) -> bytes:
+    config = ["--config", TOOLS / "nbconvert_config.py"]
+    command = [sys.executable, "-m", "nbconvert", "--inplace", *config, path]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return path.read_bytes()
+
+
+def test_a_notebook_that_is_run_again_is_the_same_file(tmp_path):
+    """Whatever an editor added, and however its output came in."""
+    source = "import sys\nprint(1)\nsys.stdout.flush()\nprint(2)"
+    left = {"collapsed": False, "execution": {"iopub.status.busy": "now"}, "tags": ["solution"]}
+    page = new_notebook(cells=[new_markdown_cell("# A"), new_code_cell(source, metadata=left)])
+    page.metadata = {"language_info": {"name": "python", "version": "3.0"}}
+    nbformat.write(page, tmp_path / "page.ipynb")
+    once = rerun(tmp_path / "page.ipynb")
+    assert rerun(tmp_path / "page.ipynb") == once
+    made = json.loads(once)
+    assert made["metadata"]["language_info"].keys() == {"file_extension", "name", "pygments_lexer"}
+    assert made["cells"][1]["metadata"] == {"tags": ["solution"]}
+    assert [output["text"] for output in made["cells"][1]["outputs"]] == [["1\n", "2\n"]]
+
+
+def test_a_notebook_that_raises_is_left_as_it_was(tmp_path):
+    path = tmp_path / "page.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("1 / 0")]), path)
+    before = path.read_bytes()
+    with pytest.raises(subprocess.CalledProcessError):
+        rerun(path)
+    assert path.read_bytes() == before
 
 
 def test_the_status_page_names_pages_that_take_too_long():

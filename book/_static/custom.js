@@ -1,7 +1,10 @@
 {
   // A box that scrolls can be reached, and scrolled, by keyboard. To look costs a layout of the box, so it
-  // waits until the reader comes near, or takes the keyboard. (The theme looked at all boxes at once, and
-  // again after every change of a figure; lighten.py takes that out.)
+  // waits until the reader comes near, or takes the keyboard. The theme would look at all boxes at once, and
+  // again after every change of a figure (a quarter of a second more that a phone does not answer): its question
+  // for all of them finds none. Asked in other words by another version of the theme, it only costs time again.
+  const find = document.querySelectorAll.bind(document);
+  document.querySelectorAll = (query) => find(String(query).startsWith("pre, .nboutput") ? ":not(*)" : query);
   const boxes = [...document.querySelectorAll(":is(pre, div.math, mjx-container, .cell_output > .output, " +
     ".table-wrapper, .pst-scrollable-table-container, .cell_output table):is(article *)")];
   const reachable = (some) => {
@@ -36,6 +39,17 @@
   const all = () => figures.filter((script) => script.isConnected).forEach(start);
   if (location.hash) all();
   else figures.forEach((script) => closer.observe(script.previousElementSibling));
+
+  // The search quotes what it found from a page's text, not from the list of contents above it.
+  addEventListener("DOMContentLoaded", () => {
+    if (typeof Search === "undefined") return;
+    const textOf = Search.htmlToText;
+    Search.htmlToText = (html, anchor) => {
+      const page = new DOMParser().parseFromString(html, "text/html");
+      const article = page.querySelector("article");
+      return textOf(`<div role="main">${article ? article.outerHTML : ""}</div>`, anchor);
+    };
+  });
 
   // The theme lets go of its switch when it is pressed: who goes by keyboard would start again from the top.
   addEventListener("click", (event) => {

@@ -14,8 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import outside_links
-
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
 NEW = ROOT / "_build" / ".html"
@@ -42,7 +40,6 @@ def build(lock) -> int:
     command = [Path(sys.executable).with_name("jupyter-book"), *COMMAND, NEW]
     done = subprocess.run(command, cwd=ROOT, pass_fds=[lock.fileno()])  # it holds the lock too
     if done.returncode == 0:
-        outside_links.main([])
         os.rename(NEW / "_build" / "html", SITE)
     shutil.rmtree(NEW)
     return done.returncode

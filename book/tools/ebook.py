@@ -3,8 +3,9 @@
 python book/tools/ebook.py
 
 The PDF is printed by Chromium, page by page in the order of the contents, with bookmarks and with links
-between its pages. The EPUB is Sphinx's; its formulas are MathML. Both are put into the site, and the
-landing page links to them.
+between its pages. (In Sphinx's single page of a whole book, all sections called Summary have one id.)
+The EPUB is Sphinx's; its formulas are MathML. Both are put into the site, and the landing page links to
+them.
 """
 
 import os

@@ -1,5 +1,7 @@
 """Sphinx extension: make the built pages small, and quick to draw.
 
+No Python package does this, and those for node would be needed for every build.
+
 The theme and the extensions load eleven style sheets, most of whose rules match nothing here, a dozen
 scripts that hold up the page, and all of Font Awesome (1.5 MB) for some twenty icons. When the last page
 is written, this leaves one style sheet with the rules that match, one deferred script, two icon fonts
@@ -25,15 +27,6 @@ MATHS = "mathjax.css"  # only for pages with formulas; see prerender_math.py
 SCRIPT = re.compile(r'<script\b[^>]*\bsrc="([^"]+)"[^>]*></script>')
 NOT_LOADED = ("fontawesome.js",)  # its icons come from a font
 ONLY_FOR_SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
-LOOK = re.compile(
-    r"""(function \w+\(\)\{)(?=const \w+=\(\)=>\{document\.querySelectorAll\(\["pre",)"""
-)
-QUOTED = """querySelector('[role="main"]')"""
-# Until a theme is set, no colour is, nor a border that names one: boxes grew by it when the script came.
-UNSET = 'dataset.theme = localStorage.getItem("theme") || "auto"'
-AT_ONCE = UNSET.replace(
-    '"auto"', '(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")'
-)
 # The script of a figure that moves; custom.js runs it when the reader comes near.
 FIGURE = re.compile(r"(</figure>\s*)<script>(?=\s*\(\(\) => \{\s*const data = )")
 # Roles that docutils gives to references and that ARIA has given up, and a label that hides what it labels.
@@ -59,13 +52,12 @@ def lighten(app, error) -> None:
     words |= set(re.findall(r"[\w-]+", "\n".join(path.read_text("utf-8") for path in scripts)))
     css = "\n".join(style_of(sheet, site, words) for sheet in sheets)
     css = icon_fonts(css, site)
-    js = without_look(";\n".join(path.read_text("utf-8") for path in scripts))
+    js = ";\n".join(path.read_text("utf-8") for path in scripts)
     style = write(site / "_static" / "book.css", css)
     script = write(site / "_static" / "book.js", re.sub(r"(?m)^//# sourceMappingURL.*$", "", js))
     for path, text in pages.items():
         if path != site / "index.html":
             path.write_text(rewrite(text, path, site, style, script), encoding="utf-8")
-    quote_prose(site)
     front = site / f"{app.config.root_doc}.html"
     (site / "index.html").write_text(lead_to(front, site), encoding="utf-8")
 
@@ -87,23 +79,6 @@ def lead_to(page: Path, site: Path) -> str:
 <body><p><a href="{url}">{name}</a></p></body>
 </html>
 """
-
-
-def quote_prose(site: Path) -> None:
-    """Let the search quote what it found from a page's text, not from the list of contents above it."""
-    path = site / "_static" / "searchtools.js"
-    found = path.read_text("utf-8").split(QUOTED)
-    if len(found) != 2:
-        raise ValueError(f"the search quotes from {len(found) - 1} places of a page, not from one")
-    path.write_text('querySelector("article")'.join(found), encoding="utf-8")
-
-
-def without_look(js: str) -> str:
-    """The scripts without the theme's look for boxes that scroll: it lays out the whole page at once."""
-    js, found = LOOK.subn(r"\1return;", js)
-    if found != 1:
-        raise ValueError(f"the theme's look for boxes that scroll is there {found} times, not once")
-    return js
 
 
 def assets(pages: dict[Path, str]) -> tuple[list[Path], list[Path]]:
@@ -229,7 +204,6 @@ def rewrite(text: str, path: Path, site: Path, style: str, script: str) -> str:
     head = head.replace(
         "<script>DOCUMENTATION_OPTIONS.", '<script type="module">DOCUMENTATION_OPTIONS.'
     )
-    head = head.replace(UNSET, AT_ONCE)
     head = re.sub(r"\n\s*\n+", "\n", head)
     title = head.index("<title>")
     head = head[:title] + "\n".join(loads) + "\n" + head[title:]

@@ -2,7 +2,7 @@
 
 MathJax itself draws them, from the PyPI package sphinx-mathjax-offline, in the JavaScript engine of
 mini-racer. A page gets HTML, the same formula as MathML for screen readers, and one small style sheet for
-the whole site, with fonts that hold only the characters the site uses.
+the whole site, with fonts that hold only the characters the site uses. (sphinxcontrib-katex would need node.)
 """
 
 import io

@@ -4,6 +4,8 @@
 * On a reference page, under a class or function: the pages that build it and use it.
 * ``{book-contents}``: the chapters with their pages and reading times.
 * ``{notebook-status}``: each notebook with the result of the last test run, its time, and the versions.
+
+sphinx-codeautolink links names in cells, but knows neither reading times nor which page builds what.
 """
 
 import posixpath

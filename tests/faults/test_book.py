@@ -22,8 +22,14 @@ from PIL import Image
 from faults import killing
 
 ROOT = Path(__file__).parents[2]
-REAL = ["Makefile", "_config.yml", "book/_static", "book/tools", "book/references.bib"]
-REAL += ["book/references.md", "book/status.md", "book/benchmarks.md", "book/question_bank.md"]
+REAL = ["Makefile", "_config.yml", "book/_static", "book/_templates", "book/tools"]
+REAL += [
+    "book/references.bib",
+    "book/references.md",
+    "book/status.md",
+    "book/benchmarks.md",
+    "book/question_bank.md",
+]
 REAL += ["benchmarks", "README.md", "CONTRIBUTING.md"]
 PAGES = ["references", "status", "benchmarks", "question_bank", "words"]
 
@@ -170,7 +176,7 @@ def test_a_killed_build_leaves_nothing_that_is_checked_and_the_next_clears_up(bo
     assert check.returncode and b"run make book first" in output
     finish(book)
     assert content(html) == site
-    assert {f.name for f in html.parent.iterdir()} == {"html", ".html.lock", "outside_links.txt"}
+    assert {f.name for f in html.parent.iterdir()} == {"html", ".html.lock"}
 
 
 def test_a_build_that_fails_leaves_no_site(book, undisturbed):
@@ -182,6 +188,6 @@ def test_a_build_that_fails_leaves_no_site(book, undisturbed):
     finally:
         page.write_text(whole)
     assert process.returncode and b"page/that/is/nowhere" in output
-    assert {f.name for f in (book / "_build").iterdir()} <= {".html.lock", "outside_links.txt"}
+    assert {f.name for f in (book / "_build").iterdir()} <= {".html.lock"}
     finish(book)
     assert content(book / "_build" / "html") == undisturbed[0]

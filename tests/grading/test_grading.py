@@ -143,7 +143,10 @@ raise RuntimeError(f"found {len(found)} files")
 """
 NETWORK = """
 import socket
-socket.create_connection(("127.0.0.1", PORT), timeout=3)
+try:
+    socket.create_connection(("127.0.0.1", PORT), timeout=3)
+except OSError as error:  # refused by a network of its own, or there is none
+    raise RuntimeError("no network") from error
 raise RuntimeError("reached the network")
 """
 NONSENSE = """
@@ -220,7 +223,7 @@ def test_every_hostile_submission_has_a_line_and_no_points(hostile):
         ("talks_nonsense", "status", "its process sent"),
         ("essay", "status", "not a notebook"),
         ("snoops", "notes", "RuntimeError: found 0 files"),
-        ("calls_home", "notes", "Network is unreachable"),
+        ("calls_home", "notes", "RuntimeError: no network"),
         ("writes_outside", "notes", "OSError: [Errno 30] Read-only file system"),
     ],
 )

@@ -42,6 +42,21 @@ def test_search_finds_leads_and_marks(tab, address, words):
     assert not tab.refused and not tab.complaints
 
 
+def test_the_search_quotes_prose(desk, address):
+    """Not the list of contents above it."""
+    desk.goto(f"{address}/search.html")
+    page = "<main role='main'><nav>Contents</nav><article><p id='a'>Prose</p></article></main>"
+    text = "page => [Search.htmlToText(page, null), Search.htmlToText(page, '#a')]"
+    assert desk.evaluate(text, page) == ["Prose", "Prose"]
+
+
+def test_the_theme_does_not_look_at_all_boxes(desk, address):
+    """To lay them all out costs a quarter of a second on a phone; custom.js looks at those that are near."""
+    desk.goto(f"{address}/{PAGE}", wait_until="networkidle")
+    assert desk.locator("article pre[tabindex='0']").count() < desk.locator("article pre").count()
+    assert not desk.locator("pre[tabindex='-1']").count()
+
+
 def test_the_search_field_opens_by_keyboard(desk, address):
     desk.goto(f"{address}/{PAGE}")
     desk.keyboard.press("Control+k")

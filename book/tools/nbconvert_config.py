@@ -1,0 +1,21 @@
+"""How `make run` executes a notebook: from a fresh kernel, and so that only what changed shows in a diff.
+
+What the kernel says of itself (the version of Python), times and what editors add depend on the machine, so
+they are not stored. A notebook that raises is left as it was, and the command fails.
+"""
+
+c = get_config()  # noqa: F821
+
+c.NotebookClient.kernel_name = "python3"
+c.NotebookClient.timeout = 300
+c.NotebookClient.record_timing = False
+c.NotebookExporter.preprocessors = ["nbconvert.preprocessors.CoalesceStreamsPreprocessor"]  # last
+c.ExecutePreprocessor.enabled = True
+c.ClearMetadataPreprocessor.enabled = True
+c.ClearMetadataPreprocessor.preserve_nb_metadata_mask = {
+    "kernelspec",
+    ("language_info", "file_extension", "name", "pygments_lexer"),
+}
+c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {  # all that a page may use
+    *("tags", "mystnb", "library", "without", "reason")
+}
