@@ -2,7 +2,10 @@
 
 import copy
 import io
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -428,6 +431,23 @@ def test_a_half_precision_model_keeps_its_dtype_and_gradients_are_float32(key):
     assert {g.dtype for g in gradients(model, "llama").values()} == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.isfinite(adapted("llama", METHODS[key])(**batch("llama")).loss)
+
+
+def test_an_lstm_runs_under_autocast_on_a_processor_without_16_bit_kernels():
+    """oneDNN is told to use AVX2 only, as on such a processor; it reads that when it starts."""
+    program = (
+        "import torch; from pedagogic_peft.methods.prompt_tuning import EncodedPrompt\n"
+        "network = EncodedPrompt(3, 8, 8, lstm_layers=2)\n"
+        "with torch.autocast('cpu', torch.bfloat16): network.prompt().float().sum().backward()\n"
+        "print({p.grad.dtype for p in network.parameters()})"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == "{torch.float32}", run.stderr[-500:]
 
 
 @pytest.mark.parametrize("key", METHODS)

@@ -237,8 +237,12 @@ class EncodedPrompt(SoftPrompt):
 
     def prompt(self) -> Tensor:
         """Return P: (n, d)."""
-        E = self.prompt_embeddings
-        P: Tensor = self.mlp(self.lstm(E)[0] if hasattr(self, "lstm") else E)
+        h = self.prompt_embeddings  # E: (n, d)
+        if hasattr(self, "lstm"):
+            # Outside of autocast: on processors without AVX-512 there is no LSTM of 16 bits.
+            with torch.autocast(h.device.type, enabled=False):
+                h = self.lstm(h)[0]  # (n, d) -> (n, 2 hidden)
+        P: Tensor = self.mlp(h)
         return P
 
 
