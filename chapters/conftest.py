@@ -1,11 +1,12 @@
 """How the gate judges a cell, where that is more than nbval does by itself.
 
-* Outputs are compared letter by letter. A cell whose numbers come from training or from 16-bit arithmetic may declare
-  a tolerance, since processors round differently: ``{"tolerance": {"abs": 0.02, "reason": "..."}}`` in its metadata.
-  Then numbers with decimals may differ by that much, and nothing else may: words, whole numbers, how many there are.
-  ``"whole": 1`` besides lets whole numbers differ too, in a cell that prints results without decimals.
-* A notebook stops at the first cell that raises or times out: what follows would only repeat it. Outputs that differ do
-  not stop it, so that one run shows every difference.
+* Outputs are compared letter by letter. A cell whose numbers come from training or from 16-bit arithmetic may
+  declare a tolerance in its metadata, since processors round differently:
+  ``{"tolerance": {"abs": 0.02, "reason": "..."}}``. Then numbers with decimals may differ by that much, and
+  nothing else may: words, whole numbers, how many there are. With ``"whole": 1`` whole numbers may too, where
+  results are printed without decimals.
+* A notebook stops at the first cell that raises or times out: what follows would only repeat it. Outputs that
+  differ do not stop it, so that one run shows every difference.
 """
 
 import json
@@ -62,8 +63,8 @@ def texts(stored: list, new: list) -> Iterator[tuple[dict, str, str]]:
     """Yield (holder, key, stored text) for every text of the new outputs that has a stored counterpart."""
     for old, output in zip(stored, new, strict=False):
         for before, holder in ((old, output), (old.get("data", {}), output.get("data", {}))):
-            for key in ("text", "text/plain", "text/html", "text/latex", "image/svg+xml"):
-                if isinstance(before.get(key), str) and isinstance(holder.get(key), str):
+            for key in holder:
+                if key.startswith("text") and isinstance(before.get(key), str):
                     yield holder, key, before[key]
 
 
@@ -87,11 +88,10 @@ def compare(cell, new: list, stored: list) -> bool:
             for a, b in apart
             if distance(a, b) > allowed(a, b, tolerance)
         ]
-        limits = ", ".join(
-            f"{key} {tolerance[key]}" for key in ("abs", "whole") if tolerance.get(key)
-        )
+        limits = ", ".join(f"{k} {tolerance[k]}" for k in ("abs", "whole") if k in tolerance)
         cell.comparison_traceback.append(
-            f"Stored -> new, beyond the tolerance ({limits or 'none: exact'}): {'; '.join(beyond) or 'no number'}"
+            f"Stored -> new, beyond the tolerance ({limits or 'none: exact'}): "
+            + ("; ".join(beyond) or "no number")
         )
     return same
 

@@ -50,6 +50,24 @@ def change_a_digit(notebook: dict) -> None:
     output["text"] = output["text"].replace("42", "43")
 
 
+def change_a_trained_number(notebook: dict) -> None:
+    """Twice what the cell allows."""
+    declare_a_tolerance(notebook, abs=0.5)
+    notebook["cells"][1]["outputs"][0]["text"] = "43.0\n"
+
+
+def change_a_count(notebook: dict) -> None:
+    declare_a_tolerance(notebook, abs=0.5)
+    change_a_digit(notebook)
+
+
+def declare_a_tolerance(notebook: dict, **limits: float) -> None:
+    """Let the second cell print 42.0, and a number with decimals differ."""
+    notebook["cells"][1]["metadata"]["tolerance"] = limits | {"reason": "it is a test of the gate"}
+    notebook["cells"][1]["source"] = "print(42.0)"
+    notebook["cells"][1]["outputs"][0]["text"] = "42.0\n"
+
+
 def raise_an_error(notebook: dict) -> None:
     notebook["cells"][1]["source"] = "raise RuntimeError('broken')"
 
@@ -64,10 +82,21 @@ def test_the_gate_lets_an_honest_notebook_pass(tmp_path, tiny):
     assert judged.returncode == 0, judged.stdout + judged.stderr
 
 
+def test_the_gate_lets_a_number_within_its_tolerance_pass(tmp_path, tiny):
+    near = json.loads(json.dumps(tiny))
+    declare_a_tolerance(near, abs=0.5)
+    near["cells"][1]["outputs"][0]["text"] = "42.4\n"
+    judged = gate(tmp_path / "chapters", near)
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    assert '"largest": 0.4' in (tmp_path / "report.xml").read_text().replace("&quot;", '"')
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (change_a_digit, "Cell outputs differ"),
+        (change_a_trained_number, "beyond the tolerance (abs 0.5): 43.0 -> 42.0"),
+        (change_a_count, "Cell outputs differ"),
         (raise_an_error, "Notebook cell execution failed"),
         (never_execute, "test_it_was_executed_once"),
     ],
@@ -78,6 +107,16 @@ def test_the_gate_stops(tmp_path, tiny, spoil: Callable[[dict], None], message: 
     judged = gate(tmp_path / "chapters", spoiled)
     assert judged.returncode != 0
     assert message in judged.stdout
+
+
+def test_a_stage_that_fails_does_not_hide_the_next(tmp_path, tiny):
+    spoiled = json.loads(json.dumps(tiny))
+    never_execute(spoiled)  # which nbval would pass
+    judged = gate(tmp_path / "chapters", spoiled)
+    assert "3 passed" in judged.stdout  # nbval ran, after the checks of the page had failed
+    assert (
+        judged.stdout.strip().splitlines()[-1] == "failed: gate-pages (of gate-pages gate-outputs)"
+    )
 
 
 def test_the_gate_stops_a_page_of_the_book_with_one_changed_output(tmp_path):

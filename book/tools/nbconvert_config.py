@@ -17,5 +17,5 @@ c.ClearMetadataPreprocessor.preserve_nb_metadata_mask = {
     ("language_info", "file_extension", "name", "pygments_lexer"),
 }
 c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {  # all that a page may use
-    *("tags", "mystnb", "library", "without", "reason")
+    *("tags", "mystnb", "library", "without", "reason", "tolerance")
 }
