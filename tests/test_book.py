@@ -133,3 +133,25 @@ def test_the_readme_python_block_runs(tmp_path):
 def test_what_the_readme_shows_exists(name):
     assert name in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (ROOT / name).stat().st_size < 300_000
+
+
+def test_every_module_of_the_library_has_an_entry_in_the_reference():
+    pages = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "book" / "api").glob("*.md"))
+    directive = r"\.\. (?:automodule|currentmodule|autofunction|autoclass):: (pedagogic_peft[\w.]+)"
+    named = set(re.findall(directive, pages))
+    for wing in ("core", "methods", "files", "training"):
+        for path in (ROOT / "pedagogic_peft" / wing).glob("[!_]*.py"):
+            assert f"pedagogic_peft.{wing}.{path.stem}" in named, f"{path.name} has no entry"
+
+
+def test_every_method_has_an_entry_and_a_row_in_the_reference():
+    from pedagogic_peft.core.method import Method
+
+    pages = {p.stem: p.read_text(encoding="utf-8") for p in (ROOT / "book" / "api").glob("*.md")}
+    for kind in Method.KINDS.values():
+        if kind.__module__.startswith("pedagogic_peft."):
+            module, name = kind.__module__, kind.__name__
+            assert re.search(
+                rf"automodule:: {module}\n +:members: .*\b{name}\b", "".join(pages.values())
+            )
+            assert f"{module}.{name}`" in pages["index"], name

@@ -4,6 +4,8 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -457,3 +459,11 @@ def test_import_loads_neither_transformers_nor_what_draws():
     code = f"import sys, pedagogic_peft; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_warning_points_at_the_line_that_called_the_library():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        attach(nn.Sequential(nn.Linear(3, 3)), LoRA(r=8, target_modules=["0"]))
+        attach(build("bert"), LoRA())
+    assert [Path(w.filename).name for w in caught] == [Path(__file__).name] * 2

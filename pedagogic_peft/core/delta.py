@@ -98,6 +98,12 @@ class Batched:
 BATCHED: dict[type[nn.Module], Batched] = {}
 
 
+def key_of(delta: nn.Module) -> Any:
+    """Return what deltas that are served in one go have in common; else the delta itself."""
+    kind = type(delta)
+    return (kind, BATCHED[kind].key(delta)) if kind in BATCHED else delta
+
+
 class TrainedCopy(Delta):
     """A delta that replaces: a copy of the module is trained in full and used in its place.
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pedagogic_peft.core.delta import BATCHED, Args, Delta, Deltas, Kwargs, TrainedCopy, overrides
+from pedagogic_peft.core.delta import BATCHED, Args, Delta, Kwargs, TrainedCopy, key_of, overrides
 
 Modules = dict[str, nn.Module]  # {path: module}
 
@@ -147,7 +147,7 @@ class Site(Place):
         Different deltas that are alike, by their entry in `BATCHED`, are one.
         """
         deltas: dict[Any, nn.Module] = {n: d for n, d in self.deltas.items() if n in rows}
-        keys = {name: self.alike(delta) for name, delta in deltas.items()}
+        keys = {name: key_of(delta) for name, delta in deltas.items()}
         found: dict[Any, list[int]] = {}
         for i, name in enumerate(rows):
             if name in deltas:
@@ -158,11 +158,6 @@ class Site(Place):
             delta = BATCHED[type(own[0])].serve(own) if len(set(own)) > 1 else own[0]
             groups.append((delta, [i * each + k for i in here for k in range(each)]))
         return groups
-
-    def alike(self, delta: nn.Module) -> Any:
-        """Return what deltas that are served in one go have in common; else the delta itself."""
-        kind = type(delta)
-        return (kind, BATCHED[kind].key(delta)) if kind in BATCHED else delta
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -277,7 +272,7 @@ def sites(model: Viewed) -> Iterator[tuple[str, Place]]:
             yield path, hooks
 
 
-def deltas_of(model: Viewed, name: str) -> Deltas:
+def deltas_of(model: Viewed, name: str) -> Modules:
     """Return ``{path: delta}`` of one adaptation."""
     return {path: place.deltas[name] for path, place in sites(model) if name in place.deltas}
 
