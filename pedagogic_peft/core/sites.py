@@ -146,7 +146,8 @@ class Site(Place):
 
         Different deltas that are alike, by their entry in `BATCHED`, are one.
         """
-        deltas: dict[Any, nn.Module] = {n: d for n, d in self.deltas.items() if n in rows}
+        there = self.deltas
+        deltas: dict[Any, nn.Module] = {n: there[n] for n in set(rows) if n and n in there}
         keys = {name: key_of(delta) for name, delta in deltas.items()}
         found: dict[Any, list[int]] = {}
         for i, name in enumerate(rows):

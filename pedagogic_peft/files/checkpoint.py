@@ -51,7 +51,7 @@ def save(
     Raises:
         ValueError: no such adaptation; no name although several are active; a trained parameter
             belongs to no adaptation, so that it would be lost; `load` would take the method for
-            another, because its class has no `peft` of its own.
+            another, because its class has no `peft` of its own or was defined again.
         OSError: a file could not be written; those that were there are as before.
     """
     name = one_adaptation(model, name)
@@ -132,8 +132,10 @@ def _refuse_unknown(kind: type[Method]) -> None:
         own = f"dataclasses.replace({known.__name__}.peft, type={kind.__name__.upper()!r})"
         raise ValueError(f"{what}. Give the class one, such as peft = {own}")
     if known is not kind:
-        what = f"{kind.__name__} was defined again since this adaptation was attached"
-        raise ValueError(f"{what}, and load would use the new definition: attach it again")
+        what = (
+            f"load would read this {kind.__name__} as the {known.__name__} that was defined later"
+        )
+        raise ValueError(f"{what}, as {kind.peft.type!r} too: attach it again, or rename one")
 
 
 def _refuse_unowned(view: View) -> None:

@@ -80,7 +80,7 @@ def split_trained_copies(view: View, config: Config, tensors: Tensors) -> tuple[
     A tensor that is named like one of the base's is of a module trained in full, though the end of a word
     in `modules_to_save` may be all that names it ("norm"), or nothing: PEFT saves the embeddings too when
     the vocabulary has grown. If it equals the base's, it is a mere copy. A name of no module means nothing,
-    for PEFT adds "classifier" and "score" whichever the model has.
+    because PEFT adds "classifier" and "score" whichever the model has.
 
     Raises:
         ValueError: what PEFT would change in the base is adapted, or tied to what the file has not.
