@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.attention import AttentionDelta
 from pedagogic_peft.core.delta import Args, Attend, Delta, Deltas, Kwargs
-from pedagogic_peft.core.method import Peft, field
+from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View, by_name
-from pedagogic_peft.core.targets import Targets, find_targets
-from pedagogic_peft.methods.prompt_tuning import SIZES, PromptMethod, check_fits, position_limit
+from pedagogic_peft.core.targets import Targets
+from pedagogic_peft.methods.prompt_tuning import SIZES, check_fits, position_limit
 
 # The modules that turn positions into vectors or angles.
 POSITIONS = re.compile(r"(.*\.)?(wpe|position_embeddings|embed_positions|rotary_emb)")
@@ -34,7 +34,7 @@ def check_start(what: str, value: Any) -> Any:
     return validation.one_of("normal", "zero")(what, "normal" if value is None else value)
 
 
-class PrefixTuning(PromptMethod):
+class PrefixTuning(Method):
     """The hyper-parameters of prefix tuning.
 
     Unlike LoRA it changes the model's output from the start: whatever its values, a prefix takes a
@@ -79,7 +79,7 @@ class PrefixTuning(PromptMethod):
         attention.check_can_take_over(view.model)
         if self.target_modules is None:
             return attention.find_attentions(view)
-        return find_targets(view, self.target_modules, self.can_adapt, without)
+        return super().targets(view, without)
 
     def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}``: the prefixes, and the shifts of positions."""
