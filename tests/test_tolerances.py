@@ -1,4 +1,4 @@
-"""Numbers of a page are compared as numbers where its cell says so, as tightly as it says; all else is exact."""
+"""Numbers of a page are compared as numbers where its cell says so, and only there; all else is exact."""
 
 import importlib.util
 import json

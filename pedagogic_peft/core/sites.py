@@ -68,7 +68,7 @@ class Place(nn.Module):
 
     @property
     def computed(self) -> bool:
-        """Whether the place has anything to compute now: not while it is part of the weights."""
+        """Whether there is anything to compute now; there is not while it is part of the weights."""
         record = self.adaptations
         dropped = self.layer is not None and self.layer < record.dropped_layers
         return record.enabled and not (record.originals or dropped)

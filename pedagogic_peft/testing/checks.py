@@ -37,7 +37,7 @@ NEW_TOKENS = 6
 
 
 def attaches(on: Subject) -> None:
-    """attach works."""
+    """attach finds the modules to adapt, and puts the method there."""
     on.fresh()
 
 
@@ -65,7 +65,7 @@ def trains_only_its_own(on: Subject) -> None:
         raise Failed("it has no parameter", "whether its tensors are nn.Parameter")
     if others := trained - mine:
         raise Failed(f"{some(others)} got a gradient", "whether it refers to modules of the base")
-    had = {id_ for id_, p in bare.named_parameters() if p.requires_grad and ".deltas." in id_}
+    had = {n for n, p in bare.named_parameters() if p.requires_grad and ".deltas." in n}
     loose = {n for n, p in model.named_parameters() if p.requires_grad} - mine - had
     if loose:
         raise Failed(f"{some(loose)} could be trained", "what it does to requires_grad")
@@ -79,7 +79,7 @@ def trains_only_its_own(on: Subject) -> None:
 
 
 def gradients_arrive(on: Subject) -> None:
-    """The loss has a gradient by every parameter, and at the start by some one that is not zero."""
+    """A gradient reaches every parameter; before training, at least one gradient is not zero."""
     start = gradients(on.fresh(), on.architecture)
     if not any(gradient.any() for gradient in start.values()):
         look = "the start: if both factors of a product are zero, neither ever moves"
@@ -368,7 +368,7 @@ def on_bfloat16(on: Subject) -> Any:
 
 
 def finite_float32(model: Any, loss: Tensor) -> None:
-    """Raise `Failed` unless the loss gives finite gradients, not all zero, by float32 parameters."""
+    """Raise `Failed` unless its parameters are float32, with finite gradients, not all of them zero."""
     loss.float().backward()
     mine = {n: p for n, p in own(model).items() if p.requires_grad}
     look = "forward: leave the parameters as they are, and cast what it computes with"

@@ -65,7 +65,7 @@ def check_method(
         raise_if_failed: raise `MethodFails` instead of returning a report that is not ok.
 
     Returns:
-        The report: `Report.ok`, `Report.failed`; printed, a table and every failure in words.
+        A `Report`, with ``ok`` and ``failed``. Printed, it is a table, then every failure in words.
 
     Raises:
         TypeError: it is no method.
