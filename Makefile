@@ -73,7 +73,7 @@ test-assignments: $(STAMP)  ## build and grade as course staff do, with hostile 
 
 test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict), on all cores (JOBS=1)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests --ignore=tests/site \
-	    --ignore=tests/grading --ignore=tests/test_notebooks.py
+	    --ignore=tests/grading --ignore=tests/book/test_notebooks.py
 	@$(MAKE) --no-print-directory gate
 
 faults: $(STAMP)  ## kill training, saving, sweeps and the site's build at 50 random moments each (FAULTS=50)
@@ -84,7 +84,7 @@ fuzz: $(STAMP)  ## load hostile checkpoints (INPUTS=100000), counted as they pas
 
 # The gate every notebook passes before it is published. CHAPTERS=FOLDER judges another folder.
 gate:
-	$(BIN)/python -m pytest -q --noconftest tests/test_notebooks.py
+	$(BIN)/python -m pytest -q --noconftest tests/book/test_notebooks.py
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --nbval --nbval-current-env \
 	    --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval.cfg --junitxml=$(REPORT) $(CHAPTERS)
 
@@ -150,7 +150,7 @@ mutants: $(STAMP)  ## change the library's code at SAMPLE=500 places: do the tes
 
 coverage: $(STAMP)  ## branch coverage of the library by its own tests; fails below 95 %
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -k "not compile" --cov --cov-fail-under=95 \
-	    --cov-report=term-missing:skip-covered tests --ignore=tests/site --ignore=tests/grading --ignore=tests/test_notebooks.py
+	    --cov-report=term-missing:skip-covered tests --ignore=tests/site --ignore=tests/grading --ignore=tests/book/test_notebooks.py
 
 screenshot: $(STAMP)  ## take the README's picture of a page from the built site
 	$(BIN)/python book/tools/screenshot.py

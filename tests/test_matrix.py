@@ -11,10 +11,10 @@ import sys
 import pytest
 import torch
 import transformers as hf
+from helpers.asserts import assert_as_before, snapshot
 from methods import CASES, EXACT, NEAR
 from models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from safetensors.torch import load_file
-from test_verbs import assert_as_before, snapshot
 
 from pedagogic_peft import attach, count_parameters, detach, disabled, load, save
 

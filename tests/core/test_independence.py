@@ -10,9 +10,9 @@ import copy
 import pytest
 import torch
 import transformers as hf
+from helpers.asserts import assert_as_before, snapshot
 from methods import CASES
 from models import randomise
-from test_verbs import assert_as_before, snapshot
 
 from pedagogic_peft import LoRA, activate, attach, detach, disabled, train
 

@@ -24,7 +24,7 @@ from pedagogic_peft.methods.compacter import Compacter, PHMLinear, PHMRule
 from pedagogic_peft.methods.fusion import AdapterFusion
 
 pytestmark = pytest.mark.filterwarnings("ignore:The head")
-HUB = Path(__file__).parent / "fixtures" / "adapterhub"
+HUB = Path(__file__).parents[1] / "fixtures" / "adapterhub"
 METHODS = {
     "houlsby": BottleneckAdapter(reduction_factor=4, placement="houlsby"),
     "pfeiffer": BottleneckAdapter(reduction_factor=4, non_linearity="gelu"),

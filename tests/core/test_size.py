@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "pedagogic_peft"
+PACKAGE = Path(__file__).parents[2] / "pedagogic_peft"
 WINGS = ("core", "methods", "files")
 LIBRARY = sorted(path for wing in WINGS for path in (PACKAGE / wing).glob("*.py"))
 SKIPPED = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}

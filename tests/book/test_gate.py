@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = ["import random\n\nrandom.seed(0)", "print(sum([20, 22]))", "[random.randint(0, 9), 7]"]
 CHAPTERS = sorted((ROOT / "chapters").rglob("*.ipynb"))
 FLAGSHIP = ROOT / "chapters" / "02_lora" / "lora_from_scratch.ipynb"

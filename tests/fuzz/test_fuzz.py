@@ -5,11 +5,12 @@ import os
 import random
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from fuzz.mutations import mutated
 from fuzz.promises import Target, watched
 from fuzz.seeds import join, seeds
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 KINDS = sorted(seeds())
 

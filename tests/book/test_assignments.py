@@ -20,7 +20,7 @@ import nbformat
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "assignments"))
 
 import build  # noqa: E402

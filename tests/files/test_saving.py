@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.asserts import assert_as_before, snapshot
 from models import batch, build, gradients, logits, randomise
 from safetensors.torch import load_file, save_file
-from test_verbs import assert_as_before, snapshot
 
 from pedagogic_peft import (
     DoRA,
@@ -252,7 +252,7 @@ while True:
 @pytest.mark.parametrize("delay", [0.001, 0.004, 0.009, 0.02])
 def test_killing_the_process_while_it_saves_leaves_a_whole_checkpoint(tmp_path, delay):
     arguments = [sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, tmp_path / "saved"]
-    process = subprocess.Popen([*arguments, Path(__file__).parent], stdout=subprocess.PIPE)
+    process = subprocess.Popen([*arguments, Path(__file__).parents[1]], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"saved\n"
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
@@ -286,7 +286,7 @@ def test_a_save_that_was_killed_between_its_two_files_is_whole(saved, monkeypatc
 
 def test_two_processes_that_save_to_one_place_leave_a_whole_checkpoint(tmp_path):
     arguments = [sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, tmp_path / "saved"]
-    arguments.append(Path(__file__).parent)
+    arguments.append(Path(__file__).parents[1])
     both = [subprocess.Popen(arguments, stdout=subprocess.PIPE) for _ in range(2)]
     for process in both:
         assert [process.stdout.readline() for _ in range(20)] == [b"saved\n"] * 20

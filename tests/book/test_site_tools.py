@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-TOOLS = Path(__file__).parents[1] / "book" / "tools"
+TOOLS = Path(__file__).parents[2] / "book" / "tools"
 
 
 def load(name: str):

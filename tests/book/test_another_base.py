@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import pedagogic_peft
 from pedagogic_peft.course.experiments import lora_family, lora_grid, tuning
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHAPTERS = ROOT / "chapters"
 PAGES = [f"02_lora/{path.stem}" for path in sorted((CHAPTERS / "02_lora").glob("*.ipynb"))] + [
     "03_adapters/bottleneck",

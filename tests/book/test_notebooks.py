@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-CHAPTERS = Path(os.environ.get("CHAPTERS") or Path(__file__).parents[1] / "chapters").resolve()
+CHAPTERS = Path(os.environ.get("CHAPTERS") or Path(__file__).parents[2] / "chapters").resolve()
 NOTEBOOKS = [p for p in sorted(CHAPTERS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 LARGEST = 2_000_000  # bytes
 LONGEST_CELL = 25  # lines
@@ -139,7 +139,7 @@ def test_a_figure_that_moves_is_as_it_was_made(code):
             digest = hashlib.sha256(html.replace(figure, "@ID@").encode()).hexdigest()[:10]
             assert figure == f"fig-{digest}", f"{name_of(cell)}: edited by hand; run make run"
             page = (
-                Path(__file__).parents[1]
+                Path(__file__).parents[2]
                 / "pedagogic_peft"
                 / "course"
                 / "explorables"
