@@ -263,7 +263,7 @@ def test_a_prefix_has_the_heads_own_size():
     sizes = dict(hidden_size=32, intermediate_size=16, num_hidden_layers=1, head_dim=24)
     config = hf.LlamaConfig(vocab_size=VOCAB, num_attention_heads=2, num_key_value_heads=1, **sizes)
     model = attach(hf.LlamaForCausalLM(config), PrefixTuning(num_virtual_tokens=3))
-    assert model.model.layers[0].self_attn.annex.deltas["default"].prefix.shape == (3, 2, 1, 24)
+    assert model.model.layers[0].self_attn.hooks.deltas["default"].prefix.shape == (3, 2, 1, 24)
     assert model(input_ids=IDS).logits.shape == (2, 3, VOCAB)
 
 
@@ -288,7 +288,7 @@ def test_a_prefix_makes_a_causal_mask_unless_it_is_told_not_to(is_causal, masked
 
 def test_a_prompts_rows_have_the_segment_zero_and_a_mask_of_the_dtype_given():
     model = attach(build("bert"), PromptTuning(num_virtual_tokens=2))
-    delta, ones = model.bert.annex.deltas["default"], torch.ones_like(IDS)
+    delta, ones = model.bert.hooks.deltas["default"], torch.ones_like(IDS)
     given = {"input_ids": IDS, "token_type_ids": ones, "attention_mask": ones.bool()}
     _, kwargs = delta.enter(model.bert, (), given)
     assert kwargs["token_type_ids"].tolist() == [[0, 0, 1, 1, 1]] * 2

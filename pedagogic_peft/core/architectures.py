@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from pedagogic_peft.core.sites import base_modules
+from pedagogic_peft.core.sites import View, Viewed
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,18 @@ def roles_of(model: nn.Module, instead: str = "target_modules") -> Roles:
     return ROLES[kind]
 
 
-def modules_in_role(model: nn.Module, *patterns: str) -> dict[str, nn.Module]:
+def modules_in_role(model: Viewed, *patterns: str) -> dict[str, nn.Module]:
     """Return ``{path: module}`` of the modules that match one of a row's expressions.
 
     Raises:
         ValueError: an expression matches nothing.
     """
     found: dict[str, nn.Module] = {}
-    modules = base_modules(model)
+    view = View.of(model)
+    modules = view.modules
     for pattern in patterns:
         here = {p: m for p, m in modules.items() if re.fullmatch(rf"(.*\.)?({pattern})", p)}
         if not here:
-            raise ValueError(f"This {type(model).__name__} has no module {pattern!r}")
+            raise ValueError(f"This {type(view.model).__name__} has no module {pattern!r}")
         found |= here
     return {path: modules[path] for path in modules if path in found}  # in the model's order

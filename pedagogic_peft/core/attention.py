@@ -2,7 +2,7 @@
 
 Every attention of transformers calls the function its configuration names. Prefixes and LLaMA-Adapter
 need no more than a function of their own there: it runs transformers' own SDPA function, and lets the
-deltas in the module's annex change what goes in and what comes out. Nothing enters the KV cache.
+deltas in the module's hooks change what goes in and what comes out. Nothing enters the KV cache.
 
 A delta for this place has ``attend(run, module, query, key, value, mask, **kwargs)``, which calls
 ``run`` with the rest of its arguments and returns what that returns, changed or not.
@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pedagogic_peft.core.architectures import ROLES, model_type, modules_in_role, roles_of
-from pedagogic_peft.core.sites import Adaptations
+from pedagogic_peft.core.delta import Delta
+from pedagogic_peft.core.sites import Adaptations, View
 from pedagogic_peft.core.targets import Modules, find_targets
 
 NAME = "pedagogic_peft"
@@ -28,13 +29,12 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Run SDPA with each running delta of the module's annex around it, the first innermost."""
+    """Run SDPA with each running delta of the module's hooks around it, the first innermost."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     run: Attend = sdpa_attention_forward
-    for delta in module.annex.running() if "annex" in module._modules else ():
-        if hasattr(delta, "attend"):
-            run = partial(delta.attend, run)
+    for delta in module.hooks.running() if "hooks" in module._modules else ():
+        run = partial(delta.attend, run)
     return run(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -68,7 +68,7 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-class AttentionDelta(nn.Module):
+class AttentionDelta(Delta):
     """A delta with ``attend``, beside an attention module."""
 
     beside = True
@@ -83,7 +83,7 @@ def is_attention(module: nn.Module) -> bool:
     return hasattr(module, "is_causal")
 
 
-def find_attentions(model: Any) -> Modules:
+def find_attentions(view: View) -> Modules:
     """Return ``{path: attention module}`` of all self-attentions.
 
     In encoder-decoders these are the decoder's, as in Hugging Face PEFT. In a decoder or encoder
@@ -92,12 +92,13 @@ def find_attentions(model: Any) -> Modules:
     Raises:
         ValueError: there is none; an encoder-decoder without a row.
     """
+    model: Any = view.model
     if model.config.is_encoder_decoder:
-        found = modules_in_role(model, roles_of(model).attention)
+        found = modules_in_role(view, roles_of(model).attention)
         return {p: m for p, m in found.items() if "decoder." in p and "EncDec" not in p}
     if model_type(model) in ROLES:
-        return modules_in_role(model, roles_of(model).attention)
-    return find_targets(model, ".*", is_attention)
+        return modules_in_role(view, roles_of(model).attention)
+    return find_targets(view, ".*", is_attention)
 
 
 def heads_and_size(model: Any) -> tuple[int, int]:

@@ -1,78 +1,109 @@
-"""What all methods share: hyper-parameters that check themselves, the plan, and the checkpoint.
+"""What all methods share: hyper-parameters that check themselves, and the deltas for one model.
 
-A method is a frozen dataclass of hyper-parameters. Of its own it says which modules it can adapt
-(`can_adapt`), what it puts there (`delta`), and by what it is known in the checkpoints of Hugging
-Face PEFT (`peft_type`, `MARK`). The rest is here.
+A method is a frozen dataclass of hyper-parameters. It defines which modules it can adapt (`can_adapt`),
+what it puts there (`delta`), and what its checkpoints are called (`peft`)::
+
+    class Scale(Method):
+        peft = Peft("SCALE")
+        target_modules: Targets = field(None, validation.targets)
+
+        def delta(self, path, module):
+            return ScaleDelta(module.out_features)  # a `Delta`
+
+The rest is here, and in `files`, which alone knows what a file holds.
 """
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self, cast, dataclass_transform
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, cast, dataclass_transform
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pedagogic_peft.core import targets, validation
-from pedagogic_peft.core.sites import TrainedCopy, base_modules
+from pedagogic_peft.core.delta import Delta, Deltas, TrainedCopy
+from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Modules, Names, Targets
-from pedagogic_peft.files import peft_format
-from pedagogic_peft.files.peft_format import PREFIX, Config, Deltas, Tensors
-
-__all__ = ["Checkpoint", "Config", "Deltas", "Method", "Tensors", "hyper", "own_deltas"]
-Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]  # configuration, tensors
 
 
-def hyper(default: Any, check: validation.Check, key: str | None = None, theirs: Any = ...) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Peft:
+    """What a method's checkpoints are called: all that a method says of files.
+
+    Attributes:
+        type: the method's name in checkpoints, PEFT's own if PEFT has the method.
+        tensor: the name, as a regular expression, of a tensor that each delta has in PEFT's
+            checkpoints; "" if PEFT does not have the method.
+        flag: a key of the configuration; if it is on, a checkpoint of this type belongs to this class
+            (DoRA's ``use_dora``, in one of LoRA's).
+        keys: {hyper-parameter: its key in the configuration}, where the two differ.
+        defaults: {hyper-parameter: PEFT's default}, where it differs from ours.
+        unsaved: hyper-parameters that a checkpoint does not hold, with spaces between.
+        ignored: keys of PEFT's configuration that mean nothing for a trained adapter, likewise.
+    """
+
+    type: str
+    tensor: str = ""
+    flag: str = ""
+    keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unsaved: str = ""
+    ignored: str = ""
+
+
+def field(default: Any, check: validation.Check) -> Any:
     """Declare a hyper-parameter.
 
     Args:
         default: if it is None, the value may be None.
         check: a check of `validation`; returns the value to keep.
-        key: its key in checkpoints; None means its own name, "" that it is not saved.
-        theirs: PEFT's default, if it is another.
     """
-    about = {"check": check, "key": key, "theirs": default if theirs is ... else theirs}
     if isinstance(default, dict):
-        return field(default_factory=dict, metadata=about)
-    return field(default=default, metadata=about)
+        return dataclasses.field(default_factory=dict, metadata={"check": check})
+    return dataclasses.field(default=default, metadata={"check": check})
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-@dataclass(frozen=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+@dataclasses.dataclass(frozen=True)
 class Method:
     """The hyper-parameters of a method. Each class derived from this one is a frozen dataclass.
+
+    A class with `peft` of its own is known to `load`; the newest definition counts, so the cell of a
+    notebook that defines one can be corrected and run again. A class that only inherits `peft` can be
+    attached and trained, but not saved. One that other methods are to be derived from, and that has
+    no meaning by itself, is defined as ``class Common(Method, abstract=True)``.
 
     Args:
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Attributes:
-        peft_type: the method's name in checkpoints.
-        MARK: the name, as a regular expression, of a tensor that each delta has in PEFT's
-            checkpoints; "" if PEFT does not have the method.
-        SWITCH: a key that, if it is on, makes a checkpoint of the parent class one of this class.
-        CLASSES: every class with a `peft_type`, by it.
+        peft: what its checkpoints are called.
+        delta: ``delta(path, module)`` returns the delta for one module; or define `deltas` instead.
+        KINDS: every class with a `peft` of its own, by its type and flag.
+
+    Raises:
+        TypeError: when a class is defined without `peft` or without `delta`, with a hyper-parameter that
+            is not declared with `field`, or with the name of a method of the library in `peft`.
     """
 
-    peft_type: ClassVar[str] = ""
-    MARK: ClassVar[str] = ""
-    SWITCH: ClassVar[str] = ""
-    CLASSES: ClassVar[dict[str, type["Method"]]] = {}
-
-    delta: ClassVar[Callable[..., nn.Module]]  # (self, path, module): the delta for one module
+    peft: ClassVar[Peft]
+    delta: ClassVar[Callable[..., nn.Module]]
+    KINDS: ClassVar[dict[tuple[str, str], type["Method"]]] = {}
 
     target_modules = cast(Targets, None)  # no field: a method that has targets declares it
-    modules_to_save: Names = field(
-        default=(), kw_only=True, metadata=hyper((), validation.names).metadata
+    modules_to_save: Names = dataclasses.field(
+        default=(), kw_only=True, metadata={"check": validation.names}
     )
 
-    def __init_subclass__(cls) -> None:
-        dataclass(frozen=True)(cls)
-        if cls.peft_type:
-            cls.CLASSES.setdefault(cls.peft_type, cls)
+    def __init_subclass__(cls, abstract: bool = False) -> None:
+        dataclasses.dataclass(frozen=True)(cls)
+        if not abstract:
+            _check_definition(cls)
+        if "peft" in vars(cls):
+            cls.KINDS[cls.peft.type, cls.peft.flag] = cls
 
     def __post_init__(self) -> None:
-        for f in fields(self):
+        for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if value is not None or f.default is not None:
                 object.__setattr__(self, f.name, f.metadata["check"](f.name, value))
@@ -82,87 +113,62 @@ class Method:
         """Tell whether the method has a meaning at this module."""
         return targets.is_linear(module)
 
-    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
-        """Return ``{path: module}`` of the modules to adapt, none of them inside ``without``."""
-        return targets.find_targets(model, self.target_modules, self.can_adapt, without)
+    def targets(self, view: View, without: Iterable[str]) -> Modules:
+        """Return ``{path: module}`` of the modules to adapt, none of them inside ``without``.
 
-    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
+        Raises:
+            ValueError: a name matches nothing, or nothing the method can adapt.
+        """
+        return targets.find_targets(view, self.target_modules, self.can_adapt, without)
+
+    def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""
         return {path: self.delta(path, module) for path, module in places.items()}
 
-    def plan(self, model: nn.Module) -> Deltas:
+    def plan(self, view: View) -> Deltas:
         """Return ``{path: delta}`` as they start, for this model, which is not changed.
 
         Raises:
             ValueError: a name matches nothing, or nothing the method can adapt.
         """
-        deltas, modules = cast(dict[str, Any], self.build(model)), base_modules(model)
+        deltas = self.build(view)
         for path, delta in deltas.items():
-            if hasattr(type(delta), "start_at"):  # asking a Module for what it lacks is slow
-                delta.start_at(modules[path])
+            if isinstance(delta, Delta):
+                delta.init_from_base(view.modules[path])
         return deltas
 
-    def build(self, model: nn.Module) -> Deltas:
-        """Return ``{path: delta}``, before a start that depends on the model, or a checkpoint."""
-        saved = targets.find_modules(model, self.modules_to_save)
-        places, modules = self.targets(model, saved), base_modules(model)
-        deltas = self.deltas(model, places)
+    def build(self, view: View) -> Deltas:
+        """Return ``{path: delta}``, before a start that depends on the model, or a checkpoint.
+
+        Raises:
+            ValueError: as `plan`; a module trained in full has a delta inside.
+        """
+        saved = targets.find_modules(view, self.modules_to_save)
+        deltas = self.deltas(view, self.targets(view, saved))
         if lost := [path for path in deltas if targets.inside(path, saved)]:
             raise ValueError(f"modules_to_save: adapters sit at {lost}: name others")
         for path, delta in deltas.items():
-            own = next(modules[path].parameters(), torch.empty(0))  # a module of RoPE has none
+            # A module of RoPE has no parameter.
+            own = next(view.modules[path].parameters(), torch.empty(0))
             if any((p.device, p.dtype) != (own.device, torch.float32) for p in delta.parameters()):
                 delta.to(own.device, torch.float32)
         return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
 
-    @classmethod
-    def keys(cls) -> dict[str, tuple[str, Any]]:
-        """Return ``{key in checkpoints: (hyper-parameter, PEFT's default)}``."""
-        about = ((f.name, f.metadata) for f in fields(cls) if f.metadata["key"] != "")
-        return {m["key"] or name: (name, m["theirs"]) for name, m in about}
 
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
-        """Return the configuration and the tensors of a checkpoint."""
-        config = {key: getattr(self, name) for key, (name, _) in self.keys().items()}
-        modules, heads = base_modules(model), targets.find_modules(model, self.modules_to_save)
-        # To PEFT a name is the end of any path, so that "norm" means an input_layernorm as well.
-        ends = tuple(self.modules_to_save)
-        more = any(path.endswith(ends) for path in modules.keys() - heads.keys())
-        config["modules_to_save"] = list(heads if more else ends) or None
-        if self.MARK:
-            adapted = {path: modules[path] for path in own_deltas(deltas)}
-            config["target_modules"] = targets.shortest_names(model, adapted)
-            config["fan_in_fan_out"] = any(map(targets.is_conv1d, adapted.values()))
-        tensors = peft_format.tensors_of(deltas)
-        return config, {PREFIX + key: tensor for key, tensor in tensors.items()}
-
-    @classmethod
-    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
-        """Return the hyper-parameters of a checkpoint and ``{path: delta}`` with its tensors.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        peft_format.check_options(config, [*cls.keys(), cls.SWITCH])
-        tensors, strange = peft_format.take(PREFIX, tensors)
-        validation.expect(not strange, "tensors", sorted(strange)[:3], f"names like {PREFIX}...")
-        config, tensors = peft_format.sort_out(model, config, tensors)
-        marks = {re.fullmatch(rf"(.+)\.({cls.MARK})", key): t for key, t in tensors.items()}
-        method = cls(**cls.read(model, config, {m[1]: t for m, t in marks.items() if m}))
-        deltas = method.build(model)
-        peft_format.fill(deltas, tensors)
-        return method, deltas
-
-    @classmethod
-    def read(cls, model: nn.Module, config: Config, marks: Tensors) -> dict[str, Any]:
-        """Return the hyper-parameters of a checkpoint that has ``{path: tensor}`` of each `MARK`."""
-        found = {name: config.get(key, theirs) for key, (name, theirs) in cls.keys().items()}
-        if cls.MARK:
-            peft_format.check_paths(model, config, marks, cls.can_adapt)
-            found["target_modules"] = targets.shortest_names(model, marks)
-        return found
-
-
-def own_deltas(deltas: Deltas) -> Deltas:
-    """Return the deltas without the modules that are trained in full."""
-    return {path: delta for path, delta in deltas.items() if not isinstance(delta, TrainedCopy)}
+def _check_definition(cls: type[Method]) -> None:
+    """Raise a TypeError if a class derived from `Method` is not whole."""
+    name, hint = cls.__name__, "if others are to be derived from it, define it with abstract=True"
+    if not hasattr(cls, "peft"):
+        what = f"{name} has no name for its checkpoints: add peft = Peft({name.upper()!r})"
+        raise TypeError(f"{what}; {hint}")
+    if not hasattr(cls, "delta") and cls.deltas is Method.deltas:
+        raise TypeError(f"{name} has no delta: define delta(self, path, module); {hint}")
+    if plain := [f.name for f in dataclasses.fields(cls) if "check" not in f.metadata]:
+        what = f"{name}.{plain[0]} is no hyper-parameter yet: declare it with field(default, check)"
+        raise TypeError(f"{what}, with a check of pedagogic_peft.core.validation")
+    before = cls.KINDS.get((cls.peft.type, cls.peft.flag), cls)
+    new = (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__)
+    if "peft" in vars(cls) and new and before.__module__.startswith("pedagogic_peft."):
+        raise TypeError(
+            f"{name}: {cls.peft} is the library's {before.__name__}; choose another type"
+        )

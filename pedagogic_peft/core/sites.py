@@ -2,19 +2,15 @@
 
 He et al. 2022 ("Towards a Unified View of Parameter-Efficient Transfer Learning", section 3)
 describe every method by three choices: the *site* in the model, the *delta* computed there, and
-the way the two are *joined*. A place holds the deltas of one module, one for each adaptation:
+the way the two are *joined*. A place holds the deltas of one module, one for each adaptation; what a
+delta may do there is the contract of `Delta`:
 
-* A `Site` takes the module's seat. Its deltas are modules called as ``delta(x, y)`` with the
-  module's input and output, and return the new output: the last line of a delta says how it is
-  joined. A delta that changes the *input* has a method ``before(x)`` besides. Deltas that can
-  serve rows of a batch in one go, each its own, have ``for_rows(deltas)``, if ``together`` is equal.
-* An `Annex` stands beside a module that keeps its seat, for what concerns a whole attention or a
-  whole backbone. Its deltas have ``enter(module, args, kwargs)``, which returns new arguments, and
-  ``leave(module, output)``, which returns a new output, or are asked by the attention function.
-  Here too those that can serve rows of different adaptations have ``for_rows(deltas)``.
+* A `Site` takes the module's seat. Its deltas read the module's input and change its output.
+* `Hooks` stand beside a module that keeps its seat, for what concerns a whole attention or a whole
+  backbone. Their deltas change the module's arguments and what it returns.
 """
 
-import copy
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-Args = tuple[Any, ...]  # of a module's forward
-Kwargs = dict[str, Any]
+from pedagogic_peft.core.delta import BATCHED, Args, Delta, Deltas, Kwargs, TrainedCopy, overrides
 
 
 @dataclass
@@ -35,8 +30,8 @@ class Adaptations:
         methods: the hyper-parameters (for example a `LoRA`) of each adaptation, by name.
         active: names of the adaptations that take part in the forward pass, in order.
         rows: the adaptation of each row of a batch (None: the frozen model), instead of ``active``.
-        whole_batch: names of the adaptations that can't be named in ``rows``: those in an annex
-            whose deltas have no ``for_rows``, and those where the rows of a batch are not in order.
+        not_per_row: names of the adaptations that can't be named in ``rows``: those beside a module
+            whose deltas are not in `BATCHED`, and those where the rows of a batch are not in order.
         enabled: False inside ``with disabled(model)``.
         dropped_layers: how many of the lowest layers run without deltas (AdapterDrop).
         originals: while the active adaptations are merged into the base weights, the weights from
@@ -48,7 +43,7 @@ class Adaptations:
     methods: dict[str, Any] = field(default_factory=dict)
     active: tuple[str, ...] = ()
     rows: tuple[str | None, ...] = ()
-    whole_batch: set[str] = field(default_factory=set)
+    not_per_row: set[str] = field(default_factory=set)
     enabled: bool = True
     dropped_layers: int = 0
     originals: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -116,7 +111,7 @@ class Site(Place):
     def forward_with(self, deltas: Sequence[Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on ``x`` with these deltas."""
         for delta in deltas:
-            if hasattr(delta, "before"):
+            if isinstance(delta, Delta):  # a plain module has only delta(x, y)
                 x = delta.before(x)
         y = self.base(x, *args, **kwargs)
         for delta in deltas:
@@ -133,7 +128,7 @@ class Site(Place):
             raise ValueError(f"A batch of {len(x)} rows, but activate named {len(rows)}")
         groups = self.groups(rows, len(x) // len(rows))
         for delta, entries in groups:
-            if hasattr(delta, "before"):
+            if overrides(delta, Delta.before):
                 here = torch.tensor(entries, device=x.device)
                 x = x.index_copy(0, here, delta.before(x[here]))
         y: Tensor = self.base(x)
@@ -147,19 +142,25 @@ class Site(Place):
     def groups(self, rows: Sequence[str | None], each: int) -> list[tuple[Any, list[int]]]:
         """Return each delta with the entries of the batch it works on; a row has ``each`` of them.
 
-        Different deltas that are alike (``together``, if they have it) are one, by ``for_rows``.
+        Different deltas that are alike, by their entry in `BATCHED`, are one.
         """
-        deltas: dict[Any, Any] = dict(self.deltas.items())  # faster to ask, once for each row
+        deltas: dict[Any, nn.Module] = {n: d for n, d in self.deltas.items() if n in rows}
+        keys = {name: self.alike(delta) for name, delta in deltas.items()}
         found: dict[Any, list[int]] = {}
-        for i, delta in enumerate(map(deltas.get, rows)):
-            if delta is not None:
-                found.setdefault(getattr(delta, "together", None) or delta, []).append(i)
+        for i, name in enumerate(rows):
+            if name in deltas:
+                found.setdefault(keys[name], []).append(i)
         groups = []
         for here in found.values():
             own = [deltas[rows[i]] for i in here]
-            delta = own[0].for_rows(own) if len(set(own)) > 1 else own[0]
+            delta = BATCHED[type(own[0])].serve(own) if len(set(own)) > 1 else own[0]
             groups.append((delta, [i * each + k for i in here for k in range(each)]))
         return groups
+
+    def alike(self, delta: nn.Module) -> Any:
+        """Return what deltas that are served in one go have in common; else the delta itself."""
+        kind = type(delta)
+        return (kind, BATCHED[kind].key(delta)) if kind in BATCHED else delta
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -170,10 +171,10 @@ class Site(Place):
             return getattr(super().__getattr__("base"), name)
 
 
-class Annex(Place):
+class Hooks(Place):
     """Deltas beside a module that keeps its seat; hooks let them change its inputs and outputs.
 
-    The annex is the module's child ``annex``, so that its parameters are the model's.
+    They are the module's child ``hooks``, so that the deltas' parameters are the model's.
 
     Args:
         module: the module, for example the backbone or one attention.
@@ -184,8 +185,8 @@ class Annex(Place):
         super().__init__(adaptations, layer)
         self.training = module.training
         entering = module.register_forward_pre_hook(self.enter, with_kwargs=True)
-        self.hooks = [entering, module.register_forward_hook(self.leave)]
-        module.annex = self
+        self.handles = [entering, module.register_forward_hook(self.leave)]
+        module.hooks = self
 
     def running(self) -> list[Any]:
         """As in any place; for rows of different adaptations, the one delta that serves them all."""
@@ -194,92 +195,95 @@ class Annex(Place):
         first = next((delta for delta in rows if delta is not None), None)
         if first is None or not self.computed:
             return super().running()
-        return [first.for_rows(rows)]
+        return [BATCHED[type(first)].serve(rows)]
 
     def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Let each running delta change the arguments of the module."""
         for delta in self.running():
-            if hasattr(delta, "enter"):
-                args, kwargs = delta.enter(module, args, kwargs)
+            args, kwargs = delta.enter(module, args, kwargs)
         return args, kwargs
 
     def leave(self, module: nn.Module, args: Args, output: Any) -> Any:
         """Let each running delta change the output of the module, in reverse order."""
         for delta in reversed(self.running()):
-            if hasattr(delta, "leave"):
-                output = delta.leave(module, output)
+            output = delta.leave(module, output)
         return output
 
     def remove(self, module: nn.Module) -> None:
-        """Take the annex off the module."""
-        for hook in self.hooks:
-            hook.remove()
-        del module.annex
+        """Take the hooks off the module."""
+        for handle in self.handles:
+            handle.remove()
+        del module.hooks
 
 
-class TrainedCopy(nn.Module):
-    """A delta that replaces: a copy of the module is trained in full and used in its place.
+class View:
+    """A model's modules by their dotted paths, as if nothing were attached: one walk through it.
 
-    This is what a new classification head needs (``modules_to_save``): each adaptation trains a
-    head of its own and the original stays as it was. The copy keeps the dtype of the original.
+    A verb makes one view and hands it on to all that look for modules. It holds until modules are
+    replaced.
 
     Args:
-        module: the module to copy.
+        model: any module, with adaptations or without.
+
+    Attributes:
+        model: the same.
+        seats: {path: the module that stands there}, a `Site` where there is one.
+        modules: {path: module}, with its base in the place of a site.
     """
 
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = copy.deepcopy(module).requires_grad_(True)
+    def __init__(self, model: nn.Module):
+        self.model, self.seats = model, walk(model)
+        self.modules: dict[str, nn.Module] = {
+            path: seat.base if isinstance(seat, Site) else seat for path, seat in self.seats.items()
+        }
 
-    def forward(self, x: Tensor, y: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.module(x, *args, **kwargs)
-
-    def merge_into(self, base: nn.Module) -> None:
-        base.load_state_dict(self.module.state_dict())
-
-    def export(self) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint: those of the module."""
-        return self.module.state_dict()
+    @classmethod
+    def of(cls, model: "Viewed") -> "View":
+        """Return the view of a model, or the view that is given."""
+        return model if isinstance(model, View) else View(model)
 
 
-def sites(model: nn.Module) -> Iterator[tuple[str, Place]]:
-    """Yield ``(path, place)`` for every site and annex; paths are those of the original modules."""
-    for path, module in outline(model).items():
-        if isinstance(module, Site):
-            yield path, module
-        elif isinstance(annex := module._modules.get("annex"), Annex):
-            yield path, annex
+Viewed = nn.Module | View
 
 
-def deltas_of(model: nn.Module, name: str) -> dict[str, nn.Module]:
-    """Return ``{path: delta}`` of one adaptation."""
-    return {path: place.deltas[name] for path, place in sites(model) if name in place.deltas}
+def walk(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every module by its dotted path, as if there were no hooks, and nothing in a site.
 
-
-def outline(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module by its dotted path, as if there were no annex, and nothing in a site.
-
-    A module reachable by two paths appears once, under the first. What hangs on the places is not
-    walked through, so this takes no longer with fifty adaptations than with one.
+    A module reachable by two paths appears once, under the first. What is attached is not walked
+    through, so this takes no longer with fifty adaptations than with one.
     """
     found: dict[str, nn.Module] = {}
     seen: set[nn.Module] = set()
 
-    def walk(prefix: str, name: str, module: nn.Module | None) -> None:
-        if module is None or module in seen or isinstance(module, Annex):
+    def visit(prefix: str, name: str, module: nn.Module | None) -> None:
+        if module is None or module in seen or isinstance(module, Hooks):
             return
         seen.add(module)
         found[prefix + name] = module
         for child_name, child in () if isinstance(module, Site) else module._modules.items():
-            walk(f"{prefix}{name}." if name else "", child_name, child)
+            visit(f"{prefix}{name}." if name else "", child_name, child)
 
-    walk("", "", model)
+    visit("", "", model)
     return found
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return every module by its dotted path, as if the model had no site."""
-    return {p: m.base if isinstance(m, Site) else m for p, m in outline(model).items()}
+    return View(model).modules
+
+
+def sites(model: Viewed) -> Iterator[tuple[str, Place]]:
+    """Yield ``(path, place)`` of every site and all hooks; paths are those of the original modules."""
+    for path, module in View.of(model).seats.items():
+        if isinstance(module, Site):
+            yield path, module
+        elif isinstance(hooks := module._modules.get("hooks"), Hooks):
+            yield path, hooks
+
+
+def deltas_of(model: Viewed, name: str) -> Deltas:
+    """Return ``{path: delta}`` of one adaptation."""
+    return {path: place.deltas[name] for path, place in sites(model) if name in place.deltas}
 
 
 def layer_of(path: str) -> int | None:
@@ -288,9 +292,14 @@ def layer_of(path: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+def replace_modules(view: View, new: Mapping[nn.Module, nn.Module]) -> None:
     """Replace modules wherever they stand in the model; ``new`` is ``{old module: new module}``."""
-    for parent in outline(model).values():
+    for parent in view.seats.values():
         for name, child in parent._modules.items():
             if child is not None and child in new:
                 setattr(parent, name, new[child])
+
+
+def by_name(module: nn.Module, args: Args, kwargs: Kwargs) -> Kwargs:
+    """Return all arguments of the module's forward by name."""
+    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs

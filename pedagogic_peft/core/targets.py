@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from pedagogic_peft.core.architectures import DEFAULT_TARGETS, model_type
-from pedagogic_peft.core.sites import Site, base_modules, outline
+from pedagogic_peft.core.sites import Site, View, Viewed
 
 Names = Sequence[str]
 Targets = Names | str | None  # `target_modules`, as in `LoRA`
@@ -71,12 +71,12 @@ def inside(path: str, outer: Iterable[str]) -> bool:
 
 
 def find_targets(
-    model: nn.Module, target_modules: Targets, can_adapt: Test, without: Iterable[str] = ()
+    model: Viewed, target_modules: Targets, can_adapt: Test, without: Iterable[str] = ()
 ) -> Modules:
     """Return ``{path: module}`` of the modules to adapt, in the model's order.
 
     Args:
-        model: any module; a module that already is a `Site` counts as its base.
+        model: any module, or a view of it; a module that already is a `Site` counts as its base.
         target_modules: names, a regular expression, "all-linear" or None, as in `LoRA`.
         can_adapt: tells whether the method can adapt a module.
         without: paths whose modules, and all inside them, are left out.
@@ -84,52 +84,54 @@ def find_targets(
     Raises:
         ValueError: a pattern matches nothing, or nothing that can be adapted.
     """
-    modules = {p: m for p, m in base_modules(model).items() if p and not inside(p, without)}
+    view = View.of(model)
+    modules = {p: m for p, m in view.modules.items() if p and not inside(p, without)}
     candidates = {p: m for p, m in modules.items() if can_adapt(m)}
     if target_modules is None:
-        target_modules = _default_targets(model, candidates)
+        target_modules = _default_targets(view.model, candidates)
     if target_modules == "all-linear":
-        inner = backbone(model)
+        inner = backbone(view)
         found = {p: m for p, m in candidates.items() if is_linear(m) and m in inner}
     else:
-        found = match(model, modules, candidates, target_modules)
+        found = match(view, modules, candidates, target_modules)
     if not found:
         raise ValueError(f"{target_modules!r} names no module. {_choice(candidates)}")
-    _refuse_fused(model, found)
+    _refuse_fused(view, found)
     return found
 
 
-def find_modules(model: nn.Module, names: Names) -> Modules:
+def find_modules(view: View, names: Names) -> Modules:
     """Return ``{path: module}`` of the modules with these names, of whatever type.
 
     Raises:
         ValueError: a name matches nothing, or a module that has adapted modules inside or is quantised.
     """
-    modules = {p: m for p, m in base_modules(model).items() if p}
-    found = match(model, modules, modules, names)
+    modules = {p: m for p, m in view.modules.items() if p}
+    found = match(view, modules, modules, names)
     for path, module in found.items():
         if any(isinstance(part, Site) for part in module.modules()):
             raise ValueError(f"{path!r} cannot be trained in full: an adaptation sits inside it")
         if not all(p.is_floating_point() for p in module.parameters()):
             raise ValueError(f"{path!r} cannot be trained in full: it is quantised")
-    _refuse_fused(model, found)
+    _refuse_fused(view, found)
     return found
 
 
-def shortest_names(model: nn.Module, paths: Iterable[str]) -> list[str]:
+def shortest_names(view: View, paths: Iterable[str]) -> list[str]:
     """Return `target_modules` that mean exactly these paths: their ends, if those suffice."""
     ends = sorted({path.rpartition(".")[2] for path in paths})
-    return ends if {p for p in outline(model) if is_named(ends, p)} == set(paths) else sorted(paths)
+    return ends if {p for p in view.modules if is_named(ends, p)} == set(paths) else sorted(paths)
 
 
-def backbone(model: nn.Module) -> set[nn.Module]:
+def backbone(view: View) -> set[nn.Module]:
     """Return the modules of the backbone; what a transformers model has outside of it is its head."""
-    inner = set(base_modules(getattr(model, "base_model", model)).values())
-    head = getattr(model, "get_output_embeddings", lambda: None)() or nn.Identity()
-    return inner - set(base_modules(head).values())
+    inner = getattr(view.model, "base_model", view.model)
+    head = getattr(view.model, "get_output_embeddings", lambda: None)() or nn.Identity()
+    modules = view.modules if inner is view.model else View(inner).modules
+    return set(modules.values()) - set(View(head).modules.values())
 
 
-def match(model: nn.Module, modules: Modules, candidates: Modules, names: Targets) -> Modules:
+def match(view: View, modules: Modules, candidates: Modules, names: Targets) -> Modules:
     """Return the candidates that are named, if each name or the regular expression means some."""
     found: set[str] = set()
     for name in [names] if isinstance(names, str) else names or ():
@@ -140,7 +142,7 @@ def match(model: nn.Module, modules: Modules, candidates: Modules, names: Target
             continue
         kinds = ", ".join(sorted({type(modules[path]).__name__ for path in matched}))
         near = difflib.get_close_matches(name.rpartition(".")[2], _ends(candidates), n=1)
-        problem = f"matches no module of this {type(model).__name__}"
+        problem = f"matches no module of this {type(view.model).__name__}"
         if matched:
             problem = f"matches only modules of type {kinds}, not to be adapted."
         elif pattern is names:
@@ -168,8 +170,8 @@ def _default_targets(model: nn.Module, candidates: Iterable[str]) -> tuple[str, 
     raise ValueError(f"No default targets for {what}: give target_modules. {_choice(candidates)}")
 
 
-def _refuse_fused(model: nn.Module, found: Iterable[str]) -> None:
-    fused = {p: m for p, m in outline(model).items() if isinstance(m, FUSED)}
+def _refuse_fused(view: View, found: Iterable[str]) -> None:
+    fused = {p: m for p, m in view.seats.items() if isinstance(m, FUSED)}
     for path in found:
         for module in (m for outer, m in fused.items() if inside(path, [outer])):
             what = f"{path!r} lies inside torch's {type(module).__name__}, whose fused kernel"

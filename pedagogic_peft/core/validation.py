@@ -64,6 +64,12 @@ def targets(what: str, value: Any) -> Any:
     return regex(what, value) if isinstance(value, str) else names(what, value)
 
 
+def layers(what: str, value: Any) -> tuple[int, ...]:
+    """Return the numbers of layers, counted from 0, as a tuple."""
+    expect(isinstance(value, list | tuple), what, value, "a list of layer numbers")
+    return tuple(whole(what, layer) for layer in value)
+
+
 def regex(what: str, value: str) -> str:
     """Return the string if it is a regular expression."""
     try:

@@ -8,7 +8,7 @@ model carries is one attribute of the model, shared by its sites.
 import copy
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -18,19 +18,19 @@ from torch import nn
 from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.architectures import model_type
 from pedagogic_peft.core.counting import memory_of
+from pedagogic_peft.core.delta import BATCHED, Delta, Deltas, load_tensors, overrides, tensors_of
 from pedagogic_peft.core.method import Method
 from pedagogic_peft.core.sites import (
     Adaptations,
-    Annex,
+    Hooks,
     Site,
+    View,
     deltas_of,
     layer_of,
-    outline,
+    replace_modules,
     sites,
-    swap,
 )
 from pedagogic_peft.core.targets import Names
-from pedagogic_peft.files.peft_format import fill, tensors_of
 
 # In (parts of) these the tokens come before the rows of the batch.
 TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".split()
@@ -60,12 +60,12 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
     Warns:
         UserWarning: the model's head stays frozen. A new head has to be in `modules_to_save`.
     """
-    check_can_attach(model, name)
+    view = check_can_attach(model, name)
     if not isinstance(method, Method):
         raise TypeError(f"method={method!r}: expected a method's hyper-parameters, such as LoRA()")
-    deltas = method.plan(model)
+    deltas = method.plan(view)
     _warn_of_frozen_head(model, deltas)
-    return install(model, method, name, deltas)
+    return install(view, method, name, deltas)
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -86,18 +86,19 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
             raise ValueError(f"{sorted(used)}: the fusion {user!r} uses it; detach that first")
     if record.originals:
         unmerge(model)
-    here = list(sites(model))
+    view = View(model)
+    here = list(sites(view))
     for _, place in here:
         for key in gone & set(place.deltas):
             del place.deltas[key]
     empty = {path: place for path, place in here if not place.deltas}
-    swap(model, {site: site.base for site in empty.values() if isinstance(site, Site)})
-    for path, annex in empty.items():
-        if isinstance(annex, Annex):
-            annex.remove(model.get_submodule(path))
+    replace_modules(view, {site: site.base for site in empty.values() if isinstance(site, Site)})
+    for path, hooks in empty.items():
+        if isinstance(hooks, Hooks):
+            hooks.remove(model.get_submodule(path))
     record.active = tuple(n for n in record.active if n not in gone)
     record.rows = () if gone & set(record.rows) else record.rows
-    record.whole_batch -= gone
+    record.not_per_row -= gone
     record.methods = {n: method for n, method in record.methods.items() if n not in gone}
     if not record.methods:
         _forget(model)
@@ -132,7 +133,7 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
     record = adaptations_of(model, *named, unmerged="activate")
     if names and rows is not None:
         raise ValueError(f"names={names}, rows={rows!r}: give one of the two")
-    if rows and (whole := record.whole_batch & set(rows)):
+    if rows and (whole := record.not_per_row & set(rows)):
         raise ValueError(f"rows={rows!r}: {sorted(map(str, whole))} can only act on a whole batch")
     record.active = tuple(dict.fromkeys(names))
     record.rows = tuple(rows or ())
@@ -210,7 +211,8 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
         raise RuntimeError(f"merge: no adaptation is active; name one of {list(record.methods)}")
     if unload and (others := set(record.methods) - set(names)):
         raise ValueError(f"merge(unload) would lose {sorted(others)}: save and detach them first")
-    here = _mergeable_sites(model, names)
+    view = View(model)
+    here = _mergeable_sites(view, names)
     before, record.active, record.rows = record.active, names, ()
     try:
         for path, site in here.items():
@@ -218,7 +220,7 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
             deltas: list[Any] = [site.deltas[n] for n in names if n in site.deltas]
             merged = copy.deepcopy(site.base)  # a delta may read the weight from before, its base's
             # What changes the input does so for all of them, so it is multiplied in last.
-            for delta in sorted(deltas, key=lambda delta: hasattr(delta, "before")):
+            for delta in sorted(deltas, key=lambda delta: overrides(delta, Delta.before)):
                 delta.merge_into(merged)
             site.base.load_state_dict(merged.state_dict())
     except BaseException:  # out of memory, or interrupted: leave nothing half-merged
@@ -226,7 +228,7 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
         record.active = before
         raise
     if unload:
-        swap(model, {site: site.base for site in here.values()})
+        replace_modules(view, {site: site.base for site in here.values()})
         _forget(model)
     return model
 
@@ -272,7 +274,7 @@ def average(
         RuntimeError: an adaptation is merged.
     """
     methods = adaptations_of(model).methods
-    check_can_attach(model, name)
+    view = check_can_attach(model, name)
     if isinstance(names, str) or not names or any(n not in methods for n in names):
         raise ValueError(f"names={names!r}: expected a list of adaptations of {list(methods)}")
     method, used = methods[names[0]], {n: methods[n] for n in names}
@@ -281,14 +283,14 @@ def average(
     shares = [1 / len(names)] * len(names) if weights is None else list(weights)
     good = len(shares) == len(names) and math.isclose(sum(shares), 1, abs_tol=1e-6)
     validation.expect(good, "weights", weights, f"{len(names)} numbers whose sum is 1")
-    deltas = method.build(model)
+    deltas = method.build(view)
     # In float64, rounded once: a mean of ones is one ((IA)^3 has ones that are not trained).
     mean = {k: torch.zeros(t.shape, dtype=torch.float64) for k, t in tensors_of(deltas).items()}
     for n, share in zip(names, shares, strict=True):
-        for key, tensor in tensors_of(deltas_of(model, n)).items():
+        for key, tensor in tensors_of(deltas_of(view, n)).items():
             mean[key] += share * tensor.cpu().double()
-    fill(deltas, {key: tensor.float() for key, tensor in mean.items()})
-    return install(model, method, name, deltas)
+    load_tensors(deltas, {key: tensor.float() for key, tensor in mean.items()})
+    return install(view, method, name, deltas)
 
 
 def adaptations_of(model: nn.Module, *names: str, unmerged: str = "") -> Adaptations:
@@ -323,8 +325,8 @@ def one_adaptation(model: nn.Module, name: str | None) -> str:
     return name or record.active[0]
 
 
-def check_can_attach(model: nn.Module, name: str) -> None:
-    """Raise what `attach` raises about the model and the name."""
+def check_can_attach(model: nn.Module, name: str) -> View:
+    """Raise what `attach` raises about the model and the name; return the view of the model."""
     _check_is_module(model)
     # A ModuleDict holds the deltas: no dots, and none of the words that are its own attributes.
     good = isinstance(name, str) and name and "." not in name and not hasattr(nn.ModuleDict(), name)
@@ -334,15 +336,16 @@ def check_can_attach(model: nn.Module, name: str) -> None:
         adaptations_of(model, unmerged="attach")
         if name in record.methods:
             raise ValueError(f"{name!r} is there already: choose another name, or detach it")
-    for path, place in sites(model):
+    view = View(model)
+    for path, place in sites(view):
         if place.adaptations is not record:
             raise ValueError(f"{path!r} was adapted through another model object: use that one")
+    return view
 
 
-def install(
-    model: nn.Module, method: Method, name: str, deltas: Mapping[str, nn.Module]
-) -> nn.Module:
-    """Put the deltas ``{path: delta}`` into the model, as adaptation ``name``."""
+def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
+    """Put the deltas ``{path: delta}`` into the model, as adaptation ``name``; return the model."""
+    model = view.model
     if "_adaptations" not in vars(model):
         trainable = [p for p in model.parameters() if p.requires_grad]
         # torch's types know no attributes of a module but tensors and modules
@@ -350,14 +353,13 @@ def install(
         model.requires_grad_(False)
     record = adaptations_of(model)
     seats: dict[nn.Module, Site] = {}
-    modules: dict[str, Any] = dict(outline(model))
     for path, delta in deltas.items():
-        module = modules[path]
+        module: Any = view.seats[path]
         place: Any
-        if getattr(delta, "beside", False):
-            place = module._modules.get("annex") or Annex(module, record, layer_of(path))
-            if not hasattr(delta, "for_rows"):
-                record.whole_batch.add(name)
+        if isinstance(delta, Delta) and delta.beside:
+            place = module._modules.get("hooks") or Hooks(module, record, layer_of(path))
+            if type(delta) not in BATCHED:
+                record.not_per_row.add(name)
         elif isinstance(module, Site):
             place = module
         else:
@@ -367,9 +369,9 @@ def install(
             delta.train(place.training)
     # Experts that are modules see the tokens that are sent to them, of any row.
     if model_type(model) in TOKENS_FIRST or any("experts" in path.split(".") for path in deltas):
-        record.whole_batch.add(name)
-    swap(model, seats)
-    if any(hasattr(delta, "attend") for delta in deltas.values()):
+        record.not_per_row.add(name)
+    replace_modules(view, seats)
+    if any(overrides(delta, Delta.attend) for delta in deltas.values()):
         attention.take_over(model, record)
     record.methods[name] = method
     record.active, record.rows = (name,), ()
@@ -413,17 +415,17 @@ def _check_is_module(model: Any) -> None:
         raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
 
 
-def _mergeable_sites(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:
+def _mergeable_sites(view: View, names: Sequence[str]) -> dict[str, Site]:
     """Return ``{path: site}`` of the sites with these adaptations; raise what `merge` raises."""
     users: dict[int, list[tuple[nn.Module, str]]] = {}  # of each parameter's memory
-    for path, module in model.named_modules():
+    for path, module in view.model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             users.setdefault(memory_of(parameter), []).append((module, f"{path}.{key}"))
     here: dict[str, Site] = {}
-    for path, place in sites(model):
+    for path, place in sites(view):
         if not (deltas := [place.deltas[n] for n in names if n in place.deltas]):
             continue
-        if not isinstance(place, Site) or not all(hasattr(d, "merge_into") for d in deltas):
+        if not isinstance(place, Site) or not all(overrides(d, Delta.merge_into) for d in deltas):
             kinds = ", ".join(type(delta).__name__ for delta in deltas)
             raise ValueError(f"{path}: {kinds} is no change of a weight and cannot be merged")
         here[path], own = place, set(place.base.modules())

@@ -13,18 +13,11 @@ import torch
 from torch import nn
 
 from pedagogic_peft.core.architectures import model_type, modules_in_role, roles_of
-from pedagogic_peft.core.sites import layer_of
+from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors
+from pedagogic_peft.core.sites import View, layer_of
 from pedagogic_peft.core.verbs import check_can_attach, install
 from pedagogic_peft.files.disk import text_of
-from pedagogic_peft.files.peft_format import (
-    TABLE,
-    Bounded,
-    Config,
-    Deltas,
-    Tensors,
-    check_options,
-    fill,
-)
+from pedagogic_peft.files.peft import TABLE, Bounded, Config, check_options
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter, Tap
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "distilbert", "gpt2")
@@ -56,17 +49,17 @@ def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -
         ValueError: an architecture, configuration or option that is not supported, which is named;
             the tensors do not fit the model. The model is then unchanged.
     """
-    check_can_attach(model, name)
+    view = check_can_attach(model, name)
     folder = Path(path)
     config, tensors = _read(folder)
     try:
         method = _method(model, config)
         with Bounded(model, tensors):
-            deltas = method.build(model)
-        fill(deltas, _our_names(model, deltas, tensors, config.get("name")))
+            deltas = method.build(view)
+        load_tensors(deltas, _our_names(view, deltas, tensors, config.get("name")))
     except Exception as error:  # a stranger's numbers can fail anywhere
         raise ValueError(f"{folder}: {error}") from error
-    return install(model, method, name, deltas)
+    return install(view, method, name, deltas)
 
 
 def _read(folder: Path) -> tuple[Config, Tensors]:
@@ -92,7 +85,7 @@ def _method(model: nn.Module, config: Config) -> BottleneckAdapter:
     what = options.get("architecture") if isinstance(options, dict) else options or "nothing"
     if what is not None:
         raise ValueError(f"The adapter is {what!r}: only bottleneck adapters are read")
-    check_options(options | {"peft_type": "ADAPTERHUB"}, ())
+    check_options(options | {"peft_type": "ADAPTERHUB"}, TABLE["ignored_of_adapterhub"].split())
     chosen = {flag: bool(options.get(flag, False)) for flag in TABLE["placements"]["pfeiffer"]}
     found = [name for name, flags in TABLE["placements"].items() if flags == chosen]
     if not found or (kind == "gpt2" and found != ["houlsby"]):
@@ -106,9 +99,9 @@ def _method(model: nn.Module, config: Config) -> BottleneckAdapter:
     )
 
 
-def _our_names(model: nn.Module, deltas: Deltas, tensors: Tensors, adapter: Any) -> Tensors:
+def _our_names(view: View, deltas: Deltas, tensors: Tensors, adapter: Any) -> Tensors:
     """Return the tensors by their names here: a delta is found by its layer, and its half of it."""
-    attention = modules_in_role(model, roles_of(model).attention_output)
+    attention = modules_in_role(view, roles_of(view.model).attention_output)
     paths = {(layer_of(p), p in attention): p for p, d in deltas.items() if not isinstance(d, Tap)}
     found = {}
     for key, tensor in tensors.items():

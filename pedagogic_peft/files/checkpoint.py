@@ -2,7 +2,7 @@
 
 A folder with two files: ``adapter_config.json`` (the hyper-parameters) and
 ``adapter_model.safetensors`` (the tensors). Either library reads what the other writes. What the
-files hold is each method's own affair (its ``to_peft`` and ``from_peft``).
+files hold is the affair of each method's codec (``codecs.py``).
 """
 
 import json
@@ -17,11 +17,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pedagogic_peft.core.delta import Tensors, some
 from pedagogic_peft.core.method import Method
-from pedagogic_peft.core.sites import Site, deltas_of, outline
+from pedagogic_peft.core.sites import Site, View, deltas_of
 from pedagogic_peft.core.verbs import adaptations_of, check_can_attach, install, one_adaptation
+from pedagogic_peft.files.codecs import codec_of
 from pedagogic_peft.files.disk import remove_leftovers, text_of
-from pedagogic_peft.files.peft_format import Bounded, Config, Tensors, some
+from pedagogic_peft.files.peft import Bounded, Config
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 DIGEST = "config_sha256"
@@ -48,15 +50,18 @@ def save(
 
     Raises:
         ValueError: no such adaptation; no name although several are active; a trained parameter
-            belongs to no adaptation, so that it would be lost.
+            belongs to no adaptation, so that it would be lost; `load` would take the method for
+            another, because its class has no `peft` of its own.
         OSError: a file could not be written; those that were there are as before.
     """
     name = one_adaptation(model, name)
     method: Method = adaptations_of(model).methods[name]
-    _refuse_unowned(model)
-    config, tensors = method.to_peft(model, deltas_of(model, name))
+    _refuse_unknown(type(method))
+    view = View(model)
+    _refuse_unowned(view)
+    config, tensors = codec_of(type(method)).to_peft(view, method, deltas_of(view, name))
     common = {
-        "peft_type": method.peft_type,
+        "peft_type": method.peft.type,
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
         "inference_mode": True,
         "task_type": None,
@@ -73,9 +78,9 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
 
     It is trainable, and the only active one.
 
-    The tensors decide: the modules they name are the targets, their shapes the ranks. They are
-    kept in float32, whatever they were stored in; `modules_to_save` have the dtype of the base. They are
-    every module of which the file has a weight, unless it equals the base's.
+    The tensors decide: the modules they name are the targets, their shapes the ranks. Adapter tensors
+    are kept in float32, whatever their stored dtype. Modules trained in full take the base's dtype; a
+    module counts as trained in full if the file has a weight of it that differs from the base's.
 
     Args:
         model: the base model the adaptation was made for; changed in place.
@@ -93,25 +98,47 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
     Warns:
         UserWarning: the configuration is not the one that `save` wrote beside these tensors.
     """
-    check_can_attach(model, name)
+    view = check_can_attach(model, name)
     config_file, tensors_file = _locate(path)
     config, (tensors, digest) = _read_config(config_file), _read_tensors(tensors_file)
     if digest not in (None, sha256(config_file.read_bytes()).hexdigest()):  # PEFT's have none
         problem = "was edited after these tensors were saved, or their saving was cut off"
         warnings.warn(f"{config_file} {problem}", stacklevel=2)
     try:
-        kind = Method.CLASSES[config["peft_type"]]
-        kind = next((k for k in kind.__subclasses__() if config.get(k.SWITCH)), kind)
+        kind = _kind_of(config)
         with Bounded(model, tensors):
-            method, deltas = kind.from_peft(model, config, tensors)
+            method, deltas = codec_of(kind).from_peft(view, config, tensors)
     except Exception as error:  # a stranger's numbers can fail anywhere
         raise ValueError(f"{config_file.parent}: {error}") from error
-    return install(model, method, name, deltas)
+    return install(view, method, name, deltas)
 
 
-def _refuse_unowned(model: nn.Module) -> None:
+def _kind_of(config: Config) -> type[Method]:
+    """Return the class of a checkpoint: the one whose flag is on, else the one without a flag."""
+    kinds = {
+        flag: kind for (name, flag), kind in Method.KINDS.items() if name == config["peft_type"]
+    }
+    on = [flag for flag in kinds if flag and config.get(flag)]
+    if not on and "" not in kinds:
+        raise ValueError(f"{config['peft_type']} without any of {', '.join(kinds)}")
+    return kinds[on[0] if on else ""]
+
+
+def _refuse_unknown(kind: type[Method]) -> None:
+    """Raise a ValueError if `load` would make another class of what this one saves."""
+    known = Method.KINDS[kind.peft.type, kind.peft.flag]
+    if "peft" not in vars(kind):
+        what = f"{kind.__name__} has no peft of its own: load would read it as {known.__name__}"
+        own = f"peft = replace({known.__name__}.peft, type={kind.__name__.upper()!r})"
+        raise ValueError(f"{what}. Declare one in the class: {own}, replace being of dataclasses")
+    if known is not kind:
+        what = f"{kind.__name__} was defined again since this adaptation was attached"
+        raise ValueError(f"{what}, and load would use the new definition: attach it again")
+
+
+def _refuse_unowned(view: View) -> None:
     lost: list[str] = []
-    modules: dict[str, Any] = dict(outline(model))  # nothing that was attached is among them
+    modules: dict[str, Any] = view.seats  # nothing that was attached is among them
     for path, m in modules.items():
         own = m.base.named_parameters() if isinstance(m, Site) else m._parameters.items()
         lost += [f"{path}.{key}".strip(".") for key, p in own if p is not None and p.requires_grad]
@@ -186,8 +213,9 @@ def _read_config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in Method.CLASSES:
-        known = ", ".join(sorted(Method.CLASSES))
+    names = {name for name, _ in Method.KINDS}
+    if not isinstance(kind, str) or kind not in names:
+        known = ", ".join(sorted(names))
         raise ValueError(f"{file}: peft_type is {kind!r}; what can be loaded is {known}")
     return config
 

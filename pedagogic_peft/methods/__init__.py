@@ -2,3 +2,5 @@
 
 Uses `core` only. Used by `files`, `training` and `course`. A new method is a new file here.
 """
+
+from pedagogic_peft.methods import rows as rows  # says which deltas serve rows of a batch

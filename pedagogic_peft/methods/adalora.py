@@ -11,14 +11,15 @@ so that the ranks go where they are of use: `AdaLoRABudget`.
 In checkpoints Q, λ and P are called lora_A, lora_E and lora_B.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.core.delta import Delta
+from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import deltas_of
 from pedagogic_peft.core.targets import Targets, sizes
 from pedagogic_peft.core.verbs import adaptations_of, one_adaptation
@@ -49,20 +50,26 @@ class AdaLoRA(Method):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type = "ADALORA"
-    MARK = "lora_E"
+    peft = Peft(
+        "ADALORA",
+        tensor="lora_E",
+        keys={"alpha": "lora_alpha", "dropout": "lora_dropout"},
+        defaults={"alpha": 8},
+        # PEFT itself ignores r and use_rslora; rank_pattern says which triplets are not in the file.
+        ignored="qalora_group_size r rank_pattern total_step use_rslora",
+    )
 
-    init_r: int = hyper(12, validation.count)
-    target_r: int = hyper(8, validation.count)
-    alpha: float = hyper(16, validation.positive, "lora_alpha", theirs=8)
-    dropout: float = hyper(0.0, validation.probability, "lora_dropout")
-    target_modules: Targets = hyper(None, validation.targets)
-    tinit: int = hyper(0, validation.whole)
-    tfinal: int = hyper(0, validation.whole)
-    deltaT: int = hyper(1, validation.count)
-    beta1: float = hyper(0.85, validation.probability)
-    beta2: float = hyper(0.85, validation.probability)
-    orth_reg_weight: float = hyper(0.5, validation.number)
+    init_r: int = field(12, validation.count)
+    target_r: int = field(8, validation.count)
+    alpha: float = field(16, validation.positive)
+    dropout: float = field(0.0, validation.probability)
+    target_modules: Targets = field(None, validation.targets)
+    tinit: int = field(0, validation.whole)
+    tfinal: int = field(0, validation.whole)
+    deltaT: int = field(1, validation.count)
+    beta1: float = field(0.85, validation.probability)
+    beta2: float = field(0.85, validation.probability)
+    orth_reg_weight: float = field(0.5, validation.number)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,26 +79,8 @@ class AdaLoRA(Method):
         """Return the delta for one module."""
         return AdaLoRALinear(*sizes(module), self.init_r, self.alpha, self.dropout)
 
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
-        """Return PEFT's configuration and tensors, with the triplets that have lost their λ."""
-        config, tensors = super().to_peft(model, deltas)
-        return config | {"total_step": self.tinit + self.tfinal + 1}, tensors  # PEFT demands one
 
-    @classmethod
-    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
-        """Return the hyper-parameters and the filled deltas.
-
-        A file of PEFT may hold fewer than init_r triplets; those that are missing return as zeros,
-        which compute nothing and get no gradient.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        r = config.get("init_r", 12)
-        return super().from_peft(model, config, {k: _padded(k, t, r) for k, t in tensors.items()})
-
-
-class AdaLoRALinear(nn.Module):
+class AdaLoRALinear(Delta):
     """ΔW = s P Λ Q beside a linear map.
 
     P and Q start Gaussian with standard deviation 0.02 and λ at zero, so the model is unchanged.
@@ -261,12 +250,3 @@ def _callback(budget: AdaLoRABudget) -> Any:
             budget.after_step(state.global_step + 1)
 
     return Budget()
-
-
-def _padded(key: str, tensor: Tensor, r: int) -> Tensor:
-    """Return a factor of a checkpoint with r triplets, the missing ones zero."""
-    is_P = key.endswith(".lora_B")  # (d_out, r); the others are (r, ...)
-    if not key.endswith((".lora_A", ".lora_B", ".lora_E")) or tensor.dim() != 2:
-        return tensor
-    missing = max(r - tensor.shape[is_P], 0)
-    return F.pad(tensor, (0, missing) if is_P else (0, 0, 0, missing))

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.method import Method, hyper
+from pedagogic_peft.core.delta import Delta, some
+from pedagogic_peft.core.method import Method, Peft, field
+from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Modules, Targets, backbone, find_targets, is_linear
-from pedagogic_peft.files.peft_format import some
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -33,25 +34,27 @@ class BitFit(Method):
         ValueError: a value is of the wrong type; the message names it.
     """
 
-    peft_type = "BITFIT"
+    peft = Peft("BITFIT")
 
-    target_modules: Targets = hyper(None, validation.targets)
+    target_modules: Targets = field(None, validation.targets)
 
     @staticmethod
     def can_adapt(module: nn.Module) -> bool:
         """Tell whether this is a module of a kind that adds a bias, if it has one."""
         return isinstance(module, (nn.LayerNorm, *CONVOLUTIONS)) or is_linear(module)
 
-    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
+    def targets(self, view: View, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the modules with a bias to train."""
         if self.target_modules is None:
-            own = {module for module in backbone(model) if _has_bias(module)}
+            own = {module for module in backbone(view) if _has_bias(module)}
             if not own:
-                raise ValueError(f"{type(model).__name__} has no bias, which BitFit would train")
+                raise ValueError(
+                    f"{type(view.model).__name__} has no bias, which BitFit would train"
+                )
             if strange := {type(m).__name__ for m in own if not self.can_adapt(m)}:
                 raise ValueError(f"{some(strange)} has a bias of unknown use: give target_modules")
-            return find_targets(model, ".*", own.__contains__, without)
-        places = super().targets(model, without)
+            return find_targets(view, ".*", own.__contains__, without)
+        places = super().targets(view, without)
         if bare := [path for path, module in places.items() if not _has_bias(module)]:
             raise ValueError(f"target_modules={self.target_modules!r}: {some(bare)} without a bias")
         return places
@@ -61,7 +64,7 @@ class BitFit(Method):
         return BiasDelta(module)
 
 
-class BiasDelta(nn.Module):
+class BiasDelta(Delta):
     """y + Δb beside a module that has a bias.
 
     Args:

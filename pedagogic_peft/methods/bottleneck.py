@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import Roles, modules_in_role, roles_of
-from pedagogic_peft.core.method import Deltas, Method, hyper
-from pedagogic_peft.core.sites import layer_of
+from pedagogic_peft.core.delta import Delta, Deltas
+from pedagogic_peft.core.method import Method, Peft, field
+from pedagogic_peft.core.sites import View, layer_of
 from pedagogic_peft.core.targets import Modules, Targets, is_linear, sizes
 
 Function = Callable[[Tensor], Tensor]
@@ -41,12 +42,6 @@ PLACEMENTS: dict[str, Callable[[Roles], list[str]]] = {
 NON_LINEARITIES: dict[str, Function] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
 NON_LINEARITIES |= {"silu": F.silu, "swish": F.silu, "leakyrelu": F.leaky_relu}
 NON_LINEARITIES["gelu_new"] = partial(F.gelu, approximate="tanh")
-
-
-def check_layers(what: str, value: Any) -> tuple[int, ...]:
-    """Return the numbers of layers, counted from 0, as a tuple."""
-    validation.expect(isinstance(value, list | tuple), what, value, "a list of layer numbers")
-    return tuple(validation.whole(what, layer) for layer in value)
 
 
 class BottleneckAdapter(Method):
@@ -75,15 +70,15 @@ class BottleneckAdapter(Method):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type = "BOTTLENECK"
+    peft = Peft("BOTTLENECK")
 
-    reduction_factor: float = hyper(16, validation.positive)
-    bottleneck_size: int | None = hyper(None, validation.count)
-    non_linearity: str = hyper("relu", validation.one_of(*NON_LINEARITIES))
-    placement: str = hyper("pfeiffer", validation.one_of(*PLACEMENTS))
-    scaling: float | None = hyper(None, validation.positive)
-    leave_out: Sequence[int] = hyper((), check_layers)
-    target_modules: Targets = hyper(None, validation.targets)
+    reduction_factor: float = field(16, validation.positive)
+    bottleneck_size: int | None = field(None, validation.count)
+    non_linearity: str = field("relu", validation.one_of(*NON_LINEARITIES))
+    placement: str = field("pfeiffer", validation.one_of(*PLACEMENTS))
+    scaling: float | None = field(None, validation.positive)
+    leave_out: Sequence[int] = field((), validation.layers)
+    target_modules: Targets = field(None, validation.targets)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,16 +86,16 @@ class BottleneckAdapter(Method):
             good = self.target_modules is None
             validation.expect(good, "target_modules", self.target_modules, "None with 'parallel'")
 
-    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
+    def targets(self, view: View, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the linear maps and LayerNorms where adapters are added.
 
         Raises:
             ValueError: the architecture is not known; a name or layer number matches nothing.
         """
         if self.target_modules is None:
-            places = modules_in_role(model, *PLACEMENTS[self.placement](roles_of(model)))
+            places = modules_in_role(view, *PLACEMENTS[self.placement](roles_of(view.model)))
         else:
-            places = super().targets(model, without)
+            places = super().targets(view, without)
         layers = dict.fromkeys(map(layer_of, places))
         expected = f"some of the layers {list(layers)}, not all"
         validation.expect(
@@ -108,11 +103,11 @@ class BottleneckAdapter(Method):
         )
         return {p: module for p, module in places.items() if layer_of(p) not in self.leave_out}
 
-    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
+    def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}``; with "parallel", also the taps at the networks' inputs."""
-        deltas: dict[str, Any] = super().deltas(model, places)
+        deltas: dict[str, Any] = super().deltas(view, places)
         if self.placement == "parallel":
-            found = modules_in_role(model, roles_of(model).ffn_input)
+            found = modules_in_role(view, roles_of(view.model).ffn_input)
             inputs = [path for path in found if layer_of(path) not in self.leave_out]
             deltas |= {p: join._tap[0] for p, join in zip(inputs, deltas.values(), strict=True)}
         return deltas
@@ -144,7 +139,7 @@ class BottleneckAdapter(Method):
         return down, up
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Delta):
     """h + s · W_up f(W_down h), where h is the output of the site.
 
     Args:
@@ -173,7 +168,7 @@ class Bottleneck(nn.Module):
         return y + self.change(y)
 
 
-class BeforeNorm(nn.Module):
+class BeforeNorm(Delta):
     """Mixed into a delta whose place is the LayerNorm that closes a layer, as in BERT.
 
     The site, that LayerNorm, gets x = feed-forward output + residual. The delta reads z = LN(x),
@@ -225,7 +220,7 @@ class ParallelBottleneck(Bottleneck):
         return y + self.change(h)
 
 
-class Tap(nn.Module):
+class Tap(Delta):
     """Remembers the input of a site until it is used, once; it changes nothing.
 
     Each adaptation has taps of its own. So when the rows of a batch have different adaptations
@@ -238,10 +233,6 @@ class Tap(nn.Module):
         """Return x: (..., d), and remember it."""
         self.seen = x
         return x
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y."""
-        return y
 
 
 class AdapterLinear(nn.Linear):

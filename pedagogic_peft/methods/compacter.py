@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.method import Deltas, hyper
+from pedagogic_peft.core.delta import Deltas
+from pedagogic_peft.core.method import Peft, field
+from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Modules
 from pedagogic_peft.methods.bottleneck import NON_LINEARITIES, BottleneckAdapter, ready
 
@@ -34,21 +36,21 @@ class Compacter(BottleneckAdapter):
     The others are those of `BottleneckAdapter`.
     """
 
-    peft_type = "COMPACTER"
+    peft = Peft("COMPACTER")
 
-    reduction_factor: float = hyper(32, validation.positive)
-    non_linearity: str = hyper("gelu", validation.one_of(*NON_LINEARITIES))
-    placement: str = hyper("houlsby", validation.one_of("houlsby", "pfeiffer"))
-    phm_dim: int = hyper(4, validation.count)
-    phm_rank: int = hyper(1, validation.count)
+    reduction_factor: float = field(32, validation.positive)
+    non_linearity: str = field("gelu", validation.one_of(*NON_LINEARITIES))
+    placement: str = field("houlsby", validation.one_of("houlsby", "pfeiffer"))
+    phm_dim: int = field(4, validation.count)
+    phm_rank: int = field(1, validation.count)
 
-    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
+    def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}`` whose maps share one rule.
 
         Raises:
             ValueError: n does not divide d and m.
         """
-        deltas = super().deltas(model, places)
+        deltas = super().deltas(view, places)
         maps = [m for delta in deltas.values() for m in delta.modules() if isinstance(m, PHMLinear)]
         for phm in maps:
             phm._rule = maps[0]._rule

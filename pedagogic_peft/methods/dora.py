@@ -9,17 +9,18 @@ direction, a vector m the lengths:
 W' = W_0. (The paper writes of columns; the authors' code takes one norm for each output, as here.)
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pedagogic_peft.core.method import Checkpoint, Deltas
+from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.targets import is_conv1d
 from pedagogic_peft.methods.lora import LoRA, LoRAEmbedding, LoRALinear
 
 
-class Decomposed(nn.Module):
+class Decomposed(Delta):
     """What makes a LoRA delta, the other parent class, a DoRA delta."""
 
     scaling: float
@@ -97,7 +98,7 @@ class DoRA(LoRA):
         ValueError: as `LoRA`.
     """
 
-    SWITCH = "use_dora"
+    peft = replace(LoRA.peft, flag="use_dora")
     OF_LINEAR, OF_EMBEDDING = DoRALinear, DoRAEmbedding
 
     def delta(self, path: str, module: Any) -> Any:
@@ -105,8 +106,3 @@ class DoRA(LoRA):
         delta = super().delta(path, module).to(module.weight.device)
         delta.measure(module)
         return delta
-
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
-        """Return PEFT's configuration and tensors."""
-        config, tensors = super().to_peft(model, deltas)
-        return config | {"use_dora": True}, tensors

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.method import Method, hyper
-from pedagogic_peft.core.sites import sites
+from pedagogic_peft.core.delta import Delta
+from pedagogic_peft.core.method import Method, Peft, field
+from pedagogic_peft.core.sites import View, sites
 from pedagogic_peft.core.targets import Modules, Names
 from pedagogic_peft.core.verbs import adaptations_of
 from pedagogic_peft.methods.bottleneck import BeforeNorm
@@ -44,25 +45,25 @@ class AdapterFusion(Method):
         ValueError: no list of names, or an empty one, or a name twice.
     """
 
-    peft_type = "ADAPTER_FUSION"
+    peft = Peft("ADAPTER_FUSION")
 
-    adapters: Names = hyper((), check_adapters)
+    adapters: Names = field((), check_adapters)
 
-    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
+    def targets(self, view: View, without: Iterable[str]) -> Modules:
         """Return ``{path: site}`` of the sites with adapters.
 
         Raises:
             ValueError: an adapter is not attached, is no bottleneck adapter, or has another
                 placement than the first.
         """
-        methods = adaptations_of(model).methods
+        methods = adaptations_of(view.model).methods
         if absent := [name for name in self.adapters if name not in methods]:
             raise ValueError(f"adapters: {absent} are not attached; there are {list(methods)}")
         placements = {name: getattr(methods[name], "placement", None) for name in self.adapters}
         if set(placements.values()) not in ({"houlsby"}, {"pfeiffer"}):
             what = f"adapters: their placements are {placements}"
             raise ValueError(f"{what}: expected bottleneck adapters, all houlsby or all pfeiffer")
-        return {path: place for path, place in sites(model) if self._adapters_at(place)}
+        return {path: place for path, place in sites(view) if self._adapters_at(place)}
 
     def _adapters_at(self, site: Any) -> list[Any]:
         deltas = [site.deltas[name] for name in self.adapters if name in site.deltas]
@@ -75,7 +76,7 @@ class AdapterFusion(Method):
         return FusionBeforeNorm(module.base, here) if at_norm else Fusion(here)
 
 
-class Fusion(nn.Module):
+class Fusion(Delta):
     """h + V Σ_n a_n z_n, where h is the output of the site.
 
     V begins as the identity (the paper adds small noise), so the sum begins as a weighted mean of

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import targets, validation
 from pedagogic_peft.core.architectures import ROLES, model_type, modules_in_role, roles_of
-from pedagogic_peft.core.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.core.delta import Delta, Deltas, Tensors
+from pedagogic_peft.core.method import Method, Peft, field
+from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Modules, Targets, is_conv1d, sizes
 
 BOTH = "target_modules, and feedforward_modules ([] if there are none),"
@@ -40,53 +42,37 @@ class IA3(Method):
         ValueError: a value is of the wrong type; the message names it.
     """
 
-    peft_type = "IA3"
-    MARK = "ia3_l"
+    peft = Peft("IA3", tensor="ia3_l", ignored="init_ia3_weights")
 
-    target_modules: Targets = hyper(None, validation.targets)
-    feedforward_modules: Targets = hyper(None, validation.targets)
+    target_modules: Targets = field(None, validation.targets)
+    feedforward_modules: Targets = field(None, validation.targets)
 
-    def targets(self, model: nn.Module, without: Iterable[str]) -> Modules:
+    def targets(self, view: View, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the linear maps that get a vector."""
         if self.target_modules is not None:
-            return super().targets(model, without)
-        roles = roles_of(model, BOTH)
-        own = set(modules_in_role(model, roles.key, roles.value, roles.ffn_output).values())
-        return targets.find_targets(model, ".*", own.__contains__, without)
+            return super().targets(view, without)
+        roles = roles_of(view.model, BOTH)
+        own = set(modules_in_role(view, roles.key, roles.value, roles.ffn_output).values())
+        return targets.find_targets(view, ".*", own.__contains__, without)
 
-    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
+    def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""
-        inputs, queries = self._inputs(model, places), _queries(model)
+        inputs, queries = self._inputs(view, places), _queries(view)
         deltas: Deltas = {}
         for path, (d_in, d_out) in ((path, sizes(module)) for path, module in places.items()):
             output = d_out, queries.get(path, 0), self.target_modules is not None
             deltas[path] = IA3Input(d_in) if path in inputs else IA3Output(*output)
         return deltas
 
-    def _inputs(self, model: nn.Module, places: Modules) -> Modules:
+    def _inputs(self, view: View, places: Modules) -> Modules:
         """Return the paths whose input is scaled."""
         given = self.feedforward_modules
         if given is None:
-            return modules_in_role(model, roles_of(model, BOTH).ffn_output)
-        return targets.match(model, places, places, given)
-
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
-        """Return PEFT's configuration and tensors; a vector is as long as its map's output."""
-        config, tensors = super().to_peft(model, deltas)
-        outputs = [path for path, delta in deltas.items() if isinstance(delta, IA3Output)]
-        inputs = [path for path, delta in deltas.items() if isinstance(delta, IA3Input)]
-        return config | _names_of(model, outputs, inputs), tensors
-
-    @classmethod
-    def read(cls, model: nn.Module, config: Config, marks: Tensors) -> dict[str, Any]:
-        """Return the hyper-parameters. The shape of a vector says what it scales."""
-        # That of an input is (1, d_in), that of an output (d_out, 1).
-        inputs = [path for path, l in marks.items() if l.shape[1:].numel() > 1]
-        names = _names_of(model, marks.keys() - set(inputs), inputs)
-        return super().read(model, config, marks) | names
+            return modules_in_role(view, roles_of(view.model, BOTH).ffn_output)
+        return targets.match(view, places, places, given)
 
 
-class IA3Output(nn.Module):
+class IA3Output(Delta):
     """l ⊙ y: scales the output of a linear map (l_k and l_v of the paper).
 
     Args:
@@ -104,12 +90,12 @@ class IA3Output(nn.Module):
         """Return the vector for the whole output, ones for what is not scaled: (d_out, 1)."""
         return F.pad(self.ia3_l, (0, 0, self.d_out - len(self.ia3_l), 0), value=1.0)
 
-    def export(self) -> dict[str, Tensor]:
+    def to_checkpoint(self) -> dict[str, Tensor]:
         """Return the vector for the whole output."""
         return {"ia3_l": self.whole()}
 
-    def take(self, tensors: Tensors) -> None:
-        """Take the values of what `export` returned.
+    def from_checkpoint(self, tensors: Tensors) -> None:
+        """Take the values of what `to_checkpoint` returned.
 
         Queries that are all scaled by exactly one were not trained, and are not trained again.
         """
@@ -131,7 +117,7 @@ class IA3Output(nn.Module):
             base.bias.copy_(base.bias * l.flatten())
 
 
-class IA3Input(nn.Module):
+class IA3Input(Delta):
     """W (l ⊙ x): scales the input of a linear map (l_ff of the paper).
 
     Args:
@@ -146,27 +132,16 @@ class IA3Input(nn.Module):
         """Return l ⊙ x, for x: (..., d_in)."""
         return (x * self.ia3_l.flatten()).to(x.dtype)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y, the base's output for the scaled input."""
-        return y
-
     @torch.no_grad()
     def merge_into(self, base: Any) -> None:
         """Scale the columns of the weight: in float32 (at least), then rounded once."""
         base.weight.copy_(base.weight * (self.ia3_l.T if is_conv1d(base) else self.ia3_l))
 
 
-def _queries(model: nn.Module) -> dict[str, int]:
+def _queries(view: View) -> dict[str, int]:
     """Return how many rows of each fused projection are queries; keys and values follow them."""
-    roles = ROLES.get(model_type(model) or "")
+    roles = ROLES.get(model_type(view.model) or "")
     if roles is None or roles.query != roles.key:
         return {}
-    shapes = {path: sizes(module) for path, module in modules_in_role(model, roles.key).items()}
+    shapes = {path: sizes(module) for path, module in modules_in_role(view, roles.key).items()}
     return {path: d_out - 2 * d_in for path, (d_in, d_out) in shapes.items()}
-
-
-def _names_of(model: nn.Module, outputs: Iterable[str], inputs: Iterable[str]) -> dict[str, Any]:
-    """Return names for both; PEFT wants the second list to be part of the first, word for word."""
-    feedforward = targets.shortest_names(model, inputs)
-    both = sorted(targets.shortest_names(model, outputs) + feedforward)
-    return {"target_modules": both, "feedforward_modules": feedforward}

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.architectures import modules_in_role, roles_of
 from pedagogic_peft.core.attention import Attend, AttentionDelta
-from pedagogic_peft.core.method import Deltas, Method, hyper
+from pedagogic_peft.core.delta import Deltas
+from pedagogic_peft.core.method import Method, Peft, field
+from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Modules, Names, sizes
 
 
@@ -40,28 +42,29 @@ class LlamaAdapter(Method):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type = "LLAMA_ADAPTER"
+    peft = Peft("LLAMA_ADAPTER")
 
-    adapter_len: int = hyper(10, validation.count)
-    adapter_layers: int | None = hyper(None, validation.count)
+    adapter_len: int = field(10, validation.count)
+    adapter_layers: int | None = field(None, validation.count)
 
-    def targets(self, model: nn.Module, without: object) -> Modules:
+    def targets(self, view: View, without: object) -> Modules:
         """Return ``{path: module}`` of the topmost attentions.
 
         Raises:
             ValueError: the model does not use the attention interface, or its architecture has no row
                 in `ROLES`; there are fewer layers than ``adapter_layers``.
         """
-        attention.check_can_take_over(model)
-        found = list(attention.find_attentions(model).items())
+        attention.check_can_take_over(view.model)
+        found = list(attention.find_attentions(view).items())
         if (layers := self.adapter_layers or len(found)) > len(found):
             raise ValueError(f"adapter_layers={layers}: the model has {len(found)} layers")
         return dict(found[-layers:])
 
-    def deltas(self, model: Any, places: Modules) -> Deltas:
+    def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the attentions."""
+        model: Any = view.model
         names = roles_of(model).key, roles_of(model).value
-        maps = modules_in_role(model, *names)
+        maps = modules_in_role(view, *names)
         heads, keys = model.config.num_attention_heads, attention.heads_and_size(model)
         widths = {path: sizes(maps[f"{path}.{names[0]}"])[0] for path in places}
         return {p: GatedPrompt(self.adapter_len, d, heads, keys, names) for p, d in widths.items()}

@@ -10,7 +10,7 @@ of which only A and B are trained. The site is a linear map or an embedding, the
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -19,15 +19,9 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import model_type
-from pedagogic_peft.core.method import (
-    Checkpoint,
-    Config,
-    Deltas,
-    Method,
-    Tensors,
-    hyper,
-    own_deltas,
-)
+from pedagogic_peft.core.delta import Delta, Deltas, Tensors
+from pedagogic_peft.core.method import Method, Peft, field
+from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import (
     Modules,
     Names,
@@ -42,7 +36,7 @@ from pedagogic_peft.core.targets import (
 INTERLEAVED = "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese persimmon".split()
 
 
-class LoRALinear(nn.Module):
+class LoRALinear(Delta):
     """ΔW = (α / r) B A beside a linear map (`nn.Linear`, or GPT-2's `Conv1D`).
 
     A starts random and B at zero, so ΔW = 0 and the model is unchanged. A is drawn as in the
@@ -63,8 +57,6 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Linear(r, d_out, bias=False)  # B: (d_out, r)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.scaling = alpha / (math.sqrt(r) if rslora else r)
-        # Equal where `for_rows` can serve several; what a subclass computes is something else.
-        self.together = (r, dropout) if type(self) is LoRALinear else None
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
@@ -73,19 +65,6 @@ class LoRALinear(nn.Module):
         A, B = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
         h = F.linear(self.dropout(x), A)  # (..., d_in) -> (..., r)
         return y + F.linear(self.scaling * h, B)  # (..., r) -> (..., d_out)
-
-    @staticmethod
-    def for_rows(deltas: Sequence["LoRALinear"]) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return what serves a batch whose rows have these deltas: two batched products."""
-
-        def forward(x: Tensor, y: Tensor) -> Tensor:
-            A = torch.stack([d.lora_A.weight for d in deltas]).to(x.dtype)  # (rows, r, d_in)
-            B = torch.stack([d.lora_B.weight for d in deltas]).to(x.dtype)  # (rows, d_out, r)
-            scaling = x.new_tensor([d.scaling for d in deltas])[:, None, None]
-            x = deltas[0].dropout(x).reshape(len(deltas), -1, x.shape[-1])  # (rows, tokens, d_in)
-            return y + (scaling * (x @ A.mT) @ B.mT).view_as(y)
-
-        return forward
 
     def delta_weight(self) -> Tensor:
         """Return ΔW: (d_out, d_in), in float32."""
@@ -98,7 +77,7 @@ class LoRALinear(nn.Module):
         base.weight.copy_(base.weight + (delta.T if is_conv1d(base) else delta))
 
 
-class LoRAParts(nn.Module):
+class LoRAParts(Delta):
     """A LoRA for each of some parts of a fused projection, whose output is q, k and v: (..., 3 d).
 
     Each part's ΔW = (α / r) B A is added to its slice of the output, so the others keep W_0. This
@@ -123,15 +102,15 @@ class LoRAParts(nn.Module):
             slices[part] = delta(x, slices[part])
         return torch.cat(list(slices.values()), dim=-1)
 
-    def export(self) -> dict[str, Tensor]:
+    def to_checkpoint(self) -> dict[str, Tensor]:
         """Return the tensors of the ordinary LoRA of rank p r that this equals."""
         A = torch.cat([delta.lora_A.weight for delta in self.parts.values()])  # (p r, d)
         nothing = A.new_zeros(A.shape[1], 0)  # the block of a part that is not adapted: no columns
         blocks = [self.parts[p].lora_B.weight if p in self.parts else nothing for p in "qkv"]
         return {"lora_A.weight": A, "lora_B.weight": torch.block_diag(*blocks)}
 
-    def take(self, tensors: Tensors) -> None:
-        """Take the values of what `export` returned."""
+    def from_checkpoint(self, tensors: Tensors) -> None:
+        """Take the values of what `to_checkpoint` returned."""
         A = tensors["lora_A.weight"].chunk(len(self.parts))
         B = tensors["lora_B.weight"].chunk(len(self.parts), dim=1)
         for i, (part, delta) in enumerate(self.parts.items()):
@@ -140,14 +119,14 @@ class LoRAParts(nn.Module):
 
     def delta_weight(self) -> Tensor:
         """Return ΔW: (3 d, d), in float32."""
-        (A, B), delta = self.export().values(), next(iter(self.parts.values()))
+        (A, B), delta = self.to_checkpoint().values(), next(iter(self.parts.values()))
         change: Tensor = delta.scaling * (B.float() @ A.float())
         return change
 
     merge_into = LoRALinear.merge_into
 
 
-class LoRAEmbedding(nn.Module):
+class LoRAEmbedding(Delta):
     """ΔW = (α / r) (B A)ᵀ beside an embedding table W_0: (num, dim).
 
     A lookup picks rows, so a token's correction is B times its column of A. Here A starts at zero
@@ -223,49 +202,49 @@ class LoRA(Method):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type = "LORA"
-    MARK = r"lora_A\.weight|lora_embedding_A"  # both are (r, size)
-    FOLDED: ClassVar[str] = "parts"  # the key that tells how a checkpoint of `folds` was made up
+    peft = Peft(
+        "LORA",
+        tensor=r"lora_A\.weight|lora_embedding_A",  # both are (r, size)
+        keys={"alpha": "lora_alpha", "dropout": "lora_dropout"},
+        defaults={"alpha": 8},
+        unsaved="parts",
+        ignored="eva_config parts qalora_group_size",
+    )
     OF_LINEAR: ClassVar[Any] = LoRALinear
     OF_EMBEDDING: ClassVar[Any] = LoRAEmbedding
     can_adapt = staticmethod(can_adapt)
 
-    r: int = hyper(8, validation.count)
-    alpha: float = hyper(16, validation.positive, "lora_alpha", theirs=8)
-    dropout: float = hyper(0.0, validation.probability, "lora_dropout")
-    target_modules: Targets = hyper(None, validation.targets)
-    use_rslora: bool = hyper(False, validation.flag)
-    rank_pattern: Config = hyper({}, validation.pattern(validation.count))
-    alpha_pattern: Config = hyper({}, validation.pattern(validation.positive))
-    parts: Names = hyper((), check_parts, key="")
+    r: int = field(8, validation.count)
+    alpha: float = field(16, validation.positive)
+    dropout: float = field(0.0, validation.probability)
+    target_modules: Targets = field(None, validation.targets)
+    use_rslora: bool = field(False, validation.flag)
+    rank_pattern: Mapping[str, int] = field({}, validation.pattern(validation.count))
+    alpha_pattern: Mapping[str, float] = field({}, validation.pattern(validation.positive))
+    parts: Names = field((), check_parts)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.parts and type(self) is not LoRA:
             raise ValueError(f"parts={self.parts!r}: only LoRA adapts parts of a projection")
 
-    @property
-    def folds(self) -> int:
-        """How many times r is the rank of the ordinary LoRA that a delta equals."""
-        return len(self.parts) or 1
-
     def rank_of(self, path: str) -> int:
         """Return r for the module at this path."""
-        return int(_look_up(self.rank_pattern, path, self.r))
+        return int(look_up(self.rank_pattern, path, self.r))
 
     def alpha_of(self, path: str) -> Any:
         """Return α for the module at this path."""
-        return _look_up(self.alpha_pattern, path, self.alpha)
+        return look_up(self.alpha_pattern, path, self.alpha)
 
-    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
+    def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""
-        if self.parts and (kind := model_type(model)) in INTERLEAVED:
+        if self.parts and (kind := model_type(view.model)) in INTERLEAVED:
             raise ValueError(f"parts={self.parts!r}: {kind} mixes q, k and v head by head")
         for what in ("rank_pattern", "alpha_pattern"):
             pattern = getattr(self, what)
-            if unused := [k for k in pattern if not any(_look_up({k: 1}, p, 0) for p in places)]:
+            if unused := [k for k in pattern if not any(look_up({k: 1}, p, 0) for p in places)]:
                 raise ValueError(f"{what}: {unused} match none of the targets {list(places)}")
-        return super().deltas(model, places)
+        return super().deltas(view, places)
 
     def delta(self, path: str, module: Any) -> Any:
         """Return the delta for one module."""
@@ -283,39 +262,6 @@ class LoRA(Method):
             what = f"r={r} is more than a change of {path!r} can have ({d_in} -> {d_out})"
             warnings.warn(f"{what}; rank_pattern gives single modules another r", stacklevel=2)
         return self.OF_LINEAR(d_in, d_out, *options)
-
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
-        """Return PEFT's configuration and tensors.
-
-        Where r is folded (an adaptation of parts), they are those of the ordinary LoRA it equals;
-        one more key, which PEFT drops with a warning, keeps our own values.
-        """
-        config, tensors = super().to_peft(model, deltas)
-        n, paths = self.folds, own_deltas(deltas)
-        stretch = math.sqrt(n) if self.use_rslora else n  # keeps the scaling
-        ranks = {p: n * self.rank_of(p) for p in paths if self.rank_of(p) != self.r}
-        alphas = {p: stretch * self.alpha_of(p) for p in paths if self.alpha_of(p) != self.alpha}
-        config |= {"r": n * self.r, "lora_alpha": stretch * self.alpha}
-        config |= {"rank_pattern": ranks, "alpha_pattern": alphas}
-        if self.parts or n > 1:
-            own = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
-            config[self.FOLDED] = {name: getattr(self, name) for name in own}
-        return config, tensors
-
-    @classmethod
-    def read(cls, model: nn.Module, config: Config, marks: Tensors) -> dict[str, Any]:
-        """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
-        found = super().read(model, config, marks)
-        if config.get(cls.FOLDED):
-            return found | dict(config[cls.FOLDED])
-        alphas = validation.pattern(validation.positive)(
-            "alpha_pattern", found["alpha_pattern"] or {}
-        )
-        alphas = {path: _look_up(alphas, path, found["alpha"]) for path in marks}
-        return found | {
-            "rank_pattern": {p: len(A) for p, A in marks.items() if len(A) != found["r"]},
-            "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != found["alpha"]},
-        }
 
 
 def lora_plus_groups(
@@ -361,6 +307,6 @@ def lora_plus_groups(
     return [group | {"weight_decay": weight_decay} for group in groups]
 
 
-def _look_up(pattern: Config, path: str, default: Any) -> Any:
+def look_up(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
     """Return the value of the first key that matches the end of the path, as in PEFT."""
     return next((v for key, v in pattern.items() if is_named(rf"(.*\.)?({key})", path)), default)

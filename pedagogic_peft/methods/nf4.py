@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.sites import outline, sites, swap
+from pedagogic_peft.core.sites import View, replace_modules, sites
 from pedagogic_peft.core.targets import Targets, find_targets, is_conv1d
 
 ABSMAX_BLOCK = 256  # blocks whose absmax are quantised together
@@ -53,16 +53,19 @@ def quantize_nf4(
     even = validation.count("block_size", block_size) % 2 == 0
     validation.expect(even, "block_size", block_size, "an even number, for two codes fill a byte")
     validation.flag("double_quant", double_quant)
-    _refuse_adapted(model)
+    view = View(model)
+    _refuse_adapted(view)
     names = "all-linear" if target_modules is None else target_modules
-    found = find_targets(model, validation.targets("target_modules", names), _can_quantise)
+    found = find_targets(view, validation.targets("target_modules", names), _can_quantise)
     for path, module in found.items():
         weight: Any = module.weight
         if not weight.is_floating_point():
             raise ValueError(f"{path}.weight is {weight.dtype}: expected floating-point")
         if not weight.isfinite().all():
             raise ValueError(f"{path}.weight is not finite everywhere: it cannot be quantised")
-    swap(model, {base: NF4Linear(base, block_size, double_quant) for base in found.values()})
+    replace_modules(
+        view, {base: NF4Linear(base, block_size, double_quant) for base in found.values()}
+    )
     return model
 
 
@@ -72,9 +75,10 @@ def dequantize_nf4(model: nn.Module) -> nn.Module:
     Raises:
         RuntimeError: the model carries adaptations.
     """
-    _refuse_adapted(model)
-    quantised = (module for module in outline(model).values() if isinstance(module, NF4Linear))
-    swap(model, {module: module.unquantised() for module in quantised})
+    view = View(model)
+    _refuse_adapted(view)
+    quantised = (module for module in view.modules.values() if isinstance(module, NF4Linear))
+    replace_modules(view, {module: module.unquantised() for module in quantised})
     return model
 
 
@@ -220,6 +224,6 @@ def _can_quantise(module: nn.Module) -> bool:
     return is_conv1d(module) or type(module).forward is nn.Linear.forward
 
 
-def _refuse_adapted(model: nn.Module) -> None:
-    if any(sites(model)):
+def _refuse_adapted(view: View) -> None:
+    if any(sites(view)):
         raise RuntimeError("The model carries adaptations: detach (quantise first, then attach)")

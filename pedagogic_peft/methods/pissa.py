@@ -14,14 +14,15 @@ change, and the delta is s (B A - B_0 A_0) x with A_0 and B_0 constant:
 The two are the same function with the same gradients. At the start ours is W_0 x bit for bit.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pedagogic_peft.core.delta import Tensors
 from pedagogic_peft.core.targets import is_conv1d, is_linear, sizes
-from pedagogic_peft.files.peft_format import Tensors
 from pedagogic_peft.methods.lora import LoRA, LoRALinear
 
 
@@ -43,7 +44,7 @@ class PiSSALinear(LoRALinear):
         self.register_buffer("B0", torch.zeros(d_out, r))
 
     @torch.no_grad()
-    def start_at(self, base: nn.Module) -> None:
+    def init_from_base(self, base: nn.Module) -> None:
         """Set A, A_0 and B, B_0 to the r principal components of the base's weight."""
         W = (base.weight.T if is_conv1d(base) else base.weight).float()  # (d_out, d_in)
         U, S, Vh = torch.linalg.svd(W, full_matrices=False)  # S: (min(d_out, d_in),), descending
@@ -62,14 +63,14 @@ class PiSSALinear(LoRALinear):
     def _product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return F.linear(self.scaling * F.linear(x, A.to(x.dtype)), B.to(x.dtype))
 
-    def export(self) -> dict[str, Tensor]:
+    def to_checkpoint(self) -> dict[str, Tensor]:
         """Return the tensors of the ordinary LoRA of rank 2 r that this equals."""
         A = torch.cat([self.lora_A.weight, self.A0])  # (2 r, d_in)
         B = torch.cat([self.lora_B.weight, -self.B0], dim=1)  # (d_out, 2 r)
         return {"lora_A.weight": A, "lora_B.weight": B}
 
-    def take(self, tensors: Tensors) -> None:
-        """Take the values of what `export` returned."""
+    def from_checkpoint(self, tensors: Tensors) -> None:
+        """Take the values of what `to_checkpoint` returned."""
         A, A0 = tensors["lora_A.weight"].chunk(2)
         B, minus_B0 = tensors["lora_B.weight"].chunk(2, dim=1)
         for own, new in zip(self.state_dict().values(), (A0, -minus_B0, A, B), strict=True):
@@ -95,13 +96,8 @@ class PiSSA(LoRA):
         ValueError: as `LoRA`.
     """
 
-    SWITCH = FOLDED = "pissa"
+    peft = replace(LoRA.peft, flag="pissa")
     OF_LINEAR = PiSSALinear
-
-    @property
-    def folds(self) -> int:
-        """The ordinary LoRA that a delta equals has rank 2 r."""
-        return 2
 
     def delta(self, path: str, module: Any) -> Any:
         """Return the delta for one module."""

@@ -11,6 +11,7 @@ The delta stands beside the attention module and acts in its attention function 
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.attention import Attend, AttentionDelta
-from pedagogic_peft.core.method import Checkpoint, Config, Deltas, hyper
-from pedagogic_peft.core.sites import Args, Kwargs, base_modules
-from pedagogic_peft.core.targets import Modules, Names, Targets
-from pedagogic_peft.methods.prompt_tuning import PromptMethod, by_name, check_fits, position_limit
+from pedagogic_peft.core.delta import Args, Delta, Deltas, Kwargs
+from pedagogic_peft.core.method import Peft, field
+from pedagogic_peft.core.sites import View, by_name
+from pedagogic_peft.core.targets import Modules, Targets, find_targets
+from pedagogic_peft.methods.prompt_tuning import PromptMethod, check_fits, position_limit
 
 # The modules that turn positions into vectors or angles.
 POSITIONS = re.compile(r"(.*\.)?(wpe|position_embeddings|embed_positions|rotary_emb)")
@@ -57,81 +59,50 @@ class PrefixTuning(PromptMethod):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type = "PREFIX_TUNING"
-    PLAIN = {"prefix_projection": False}
+    peft = Peft(
+        "PREFIX_TUNING",
+        ignored="num_attention_heads num_layers num_transformer_submodules token_dim",
+    )
     can_adapt = staticmethod(attention.is_attention)
 
-    num_virtual_tokens: int = hyper(20, validation.count)
-    prefix_projection: bool = hyper(False, validation.flag)
-    encoder_hidden_size: int | None = hyper(None, validation.count)
-    init_weights: str = hyper("normal", check_start)
-    shift_positions: bool = hyper(True, validation.flag)
-    target_modules: Targets = hyper(None, validation.targets)
+    num_virtual_tokens: int = field(20, validation.count)
+    prefix_projection: bool = field(False, validation.flag)
+    encoder_hidden_size: int | None = field(None, validation.count)
+    init_weights: str = field("normal", check_start)
+    shift_positions: bool = field(True, validation.flag)
+    target_modules: Targets = field(None, validation.targets)
 
-    def targets(self, model: nn.Module, without: Any) -> Modules:
+    def targets(self, view: View, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the attentions.
 
         Raises:
             ValueError: a name matches no attention; the model does not use the attention interface,
                 or uses it with another function than "sdpa" or "eager".
         """
-        attention.check_can_take_over(model)
+        attention.check_can_take_over(view.model)
         if self.target_modules is None:
-            return attention.find_attentions(model)
-        return super(PromptMethod, self).targets(model, without)
+            return attention.find_attentions(view)
+        return find_targets(view, self.target_modules, self.can_adapt, without)
 
-    def deltas(self, model: Any, places: Modules) -> Deltas:
+    def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}``: the prefixes, and the shifts of positions."""
+        model: Any = view.model
         (heads, size), n = attention.heads_and_size(model), self.num_virtual_tokens
         width = self.encoder_hidden_size or model.config.hidden_size
         network = PrefixNetwork(n, heads * size, width) if self.prefix_projection else None
         deltas: Deltas = {}
         table = None  # T5: the first layer's table of position biases serves all layers of a stack
-        for path, module in base_modules(model).items():
+        for path, module in view.modules.items():
             if self.shift_positions and hasattr(module, "relative_attention_bias"):
                 table = module
             if path in places:
                 own_table = None if "EncDec" in path else table
                 deltas[path] = Prefix((n, 2, heads, size), self.init_weights, network, own_table)
             if self.shift_positions and POSITIONS.fullmatch(path):
-                deltas[path] = PositionShift(module, n, position_limit(model))
+                deltas[path] = PositionShift(module, n, position_limit(view))
         if network is not None:
             deltas[next(iter(places))].network = network  # registered once
         return deltas
-
-    def to_peft(self, model: Any, deltas: Deltas) -> Checkpoint:
-        """Return PEFT's configuration and tensors: keys and values, and for us the network as well.
-
-        What PEFT cannot compute (other targets, positions not shifted, encoder-decoders: see
-        `split`) has a tensor of another name than PEFT reads, so that PEFT refuses the file.
-        """
-        config, tensors = super().to_peft(model, deltas)
-        heads, size = attention.heads_and_size(model)
-        layers = config["token_dim"] // (2 * heads * size)
-        config |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
-        config["init_weights"] = "zero" if self.init_weights == "zero" else None
-        if self.target_modules or not self.shift_positions or model.config.is_encoder_decoder:
-            tensors["prefix"] = tensors.pop("prompt_embeddings")
-        else:
-            del config["target_modules"], config["shift_positions"]  # PEFT knows no such keys
-        return config, tensors
-
-    def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
-        """Return the layers' keys and values.
-
-        In an encoder-decoder of L layers PEFT gives layer l the keys and values of layer 2 l modulo
-        L, so its files are read like that; as L is mostly even, it could not read ours.
-
-        Raises:
-            ValueError: the model has layers of another number or size.
-        """
-        (heads, size), L = attention.heads_and_size(model), len(paths)
-        if P.shape[1] != L * 2 * heads * size:
-            what = f"The prefix has {P.shape[1]} numbers for each virtual token; this model has"
-            raise ValueError(f"{what} {L} layers * 2 * {heads} heads * {size}")
-        layers = P.reshape(len(P), L, 2, heads, size).unbind(1)
-        step = 2 if model.config.is_encoder_decoder and "shift_positions" not in config else 1
-        return {f"{path}.prefix": layers[step * l % L] for l, path in enumerate(paths)}
 
 
 PTuningV2 = PrefixTuning  # what P-tuning v2 trains in encoders
@@ -218,7 +189,7 @@ class Prefix(AttentionDelta):
         return run(module, Q, torch.cat([P[0], K], 2), torch.cat([P[1], V], 2), mask, **kwargs)
 
 
-class PositionShift(nn.Module):
+class PositionShift(Delta):
     """Adds n to the positions a module reads: a table of positions, or the angles of RoPE.
 
     Args:
@@ -236,9 +207,6 @@ class PositionShift(nn.Module):
         """Return the positions, (..., tokens), moved by n."""
         check_fits(self.n, positions.shape[-1], self.limit)
         return positions + self.n
-
-    def forward(self, positions: Tensor, y: Tensor) -> Tensor:
-        return y
 
     def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """The same where the positions are not the first argument."""

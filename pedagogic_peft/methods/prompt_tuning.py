@@ -11,110 +11,52 @@ a batch may have prompts of their own: ``activate(model, rows=["polite", "tale",
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.method import (
-    Checkpoint,
-    Config,
-    Deltas,
-    Method,
-    Tensors,
-    hyper,
-    own_deltas,
-)
-from pedagogic_peft.core.sites import Args, Kwargs, base_modules
-from pedagogic_peft.core.targets import Modules, Names
-from pedagogic_peft.files.peft_format import TABLE, check_options, fill, sort_out, take, tensors_of
+from pedagogic_peft.core.delta import Args, Delta, Deltas, Kwargs
+from pedagogic_peft.core.method import Method, Peft, field
+from pedagogic_peft.core.sites import View, by_name
+from pedagogic_peft.core.targets import Modules
 
 
-class PromptMethod(Method):
-    """What the methods with virtual tokens share: where text enters, and PEFT's checkpoints.
-
-    PEFT saves what comes out of training, one matrix ``prompt_embeddings`` (n x numbers for each
-    token), and no network that made it. We add the network, so that training can go on; PEFT reads
-    over it. All hyper-parameters but ``init``, which means nothing after training, have PEFT's names.
-
-    Attributes:
-        PLAIN: {hyper-parameter: its value where no network makes the prompt}.
-    """
-
-    PLAIN: ClassVar[dict[str, Any]] = {}
+class PromptMethod(Method, abstract=True):
+    """What prompt tuning and P-tuning share: where text enters, and what must know of the prompt."""
 
     # (self, embedding of tokens): the prompt in front of the text, as it starts
     prompt: ClassVar[Callable[..., "SoftPrompt"]]
 
-    def targets(self, model: Any, without: object) -> Modules:
+    def targets(self, view: View, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the module that text enters, and of one that attends to it.
 
         Raises:
             ValueError: the model embeds no tokens.
         """
+        model: Any = view.model
         embedding_of(model)  # or the error
         entered = [model.base_model]
         if hasattr(model.base_model, "decoder"):  # OPT's heads call it past the backbone
             encoder = [model.base_model.encoder] if model.config.is_encoder_decoder else []
             entered = [*encoder, model.base_model.decoder]
-        return {path: m for path, m in base_modules(model).items() if m in entered}
+        return {path: m for path, m in view.modules.items() if m in entered}
 
-    def deltas(self, model: Any, places: Modules) -> Deltas:
+    def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}``: the prompt, and what must know of it."""
+        model: Any = view.model
         (path, backbone), *decoders = places.items()
         delta = self.prompt(embedding_of(model))
         is_decoder = any(getattr(module, "is_causal", False) for module in backbone.modules())
         positions = "position_ids" in inspect.signature(backbone.forward).parameters
-        delta.limit, delta.counts = position_limit(model), is_decoder and positions
+        delta.limit, delta.counts = position_limit(view), is_decoder and positions
         # A decoder attends to the encoder's prompt; an encoder's classifier reads the first position.
         pools = type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))
         delta.cuts = not decoders and (is_decoder or not pools)
         return {path: delta} | {path: WiderCrossMask() for path, _ in decoders}
-
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
-        """Return PEFT's configuration and tensors: the prompt, and for us the network as well."""
-        prompts = prompts_of(deltas)
-        copies = {path: deltas[path] for path in deltas.keys() - own_deltas(deltas).keys()}
-        P = torch.cat([delta.prompt() for delta in prompts.values()], dim=1)  # (n, numbers)
-        kinds, kind = TABLE["task_types"].items(), type(model).__name__
-        # PEFT needs a task, and its other tasks need a trained head.
-        tasks = [task for end, task in kinds if kind.endswith(end) and (copies or "LM" in task)]
-        config = super().to_peft(model, {})[0] | {"token_dim": P.shape[1]}
-        task = tasks[0] if tasks else "FEATURE_EXTRACTION"
-        config |= {"num_transformer_submodules": 1, "task_type": task}
-        tensors = {f"base_model.{key}": tensor for key, tensor in tensors_of(copies).items()}
-        if any(getattr(self, name) != value for name, value in self.PLAIN.items()):
-            tensors |= {f"prompt_encoder.{key}": t for key, t in tensors_of(prompts).items()}
-        return config, tensors | {"prompt_embeddings": P}
-
-    @classmethod
-    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
-        """Return the hyper-parameters of a checkpoint and the filled deltas.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        check_options(config, cls.keys())
-        saved, rest = take("base_model.", tensors)
-        network, rest = take("prompt_encoder.", rest)
-        config, copies = sort_out(model, config, saved)
-        if rest.keys() not in ({"prompt_embeddings"}, {"prefix"}):
-            raise ValueError(f"Expected a tensor prompt_embeddings; there are {list(tensors)}")
-        [(name, P)], n = rest.items(), config.get("num_virtual_tokens")
-        if len(P) not in (n, 2 * (n or 0)):  # for encoder-decoders PEFT saves 2 n, and uses n
-            raise ValueError(f"num_virtual_tokens={n}, but {name} has {len(P)} rows")
-        method = cls(**cls.read(model, config, {}) | ({} if network else cls.PLAIN))
-        deltas = method.build(model)
-        own = network or method.split(model, config, P[:n], list(prompts_of(deltas)))
-        fill(deltas, {**own, **copies})
-        return method, deltas
-
-    def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
-        """Return the deltas' own tensors ``{path.key: tensor}`` from a checkpoint's P."""
-        return {f"{paths[0]}.prompt_embeddings": P}
 
 
 def check_init(what: str, value: Any) -> Any:
@@ -147,10 +89,15 @@ class PromptTuning(PromptMethod):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type = "PROMPT_TUNING"
+    peft = Peft(
+        "PROMPT_TUNING",
+        unsaved="init",
+        ignored="""num_attention_heads num_layers num_transformer_submodules prompt_tuning_init
+            prompt_tuning_init_text token_dim tokenizer_kwargs tokenizer_name_or_path""",
+    )
 
-    num_virtual_tokens: int = hyper(20, validation.count)
-    init: str | Sequence[int] = hyper("vocab", check_init, key="")
+    num_virtual_tokens: int = field(20, validation.count)
+    init: str | Sequence[int] = field("vocab", check_init)
 
     def prompt(self, embedding: nn.Embedding) -> "SoftPrompt":
         """Return the prompt as it starts.
@@ -177,16 +124,17 @@ class PTuning(PromptMethod):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type = "P_TUNING"
-    PLAIN = {"encoder_reparameterization_type": None}
+    peft = Peft(
+        "P_TUNING", ignored="num_attention_heads num_layers num_transformer_submodules token_dim"
+    )
 
-    num_virtual_tokens: int = hyper(20, validation.count)
-    encoder_reparameterization_type: str | None = hyper(
+    num_virtual_tokens: int = field(20, validation.count)
+    encoder_reparameterization_type: str | None = field(
         "MLP", validation.one_of("MLP", "LSTM", None)
     )
-    encoder_hidden_size: int | None = hyper(None, validation.count)
-    encoder_num_layers: int = hyper(2, validation.count)
-    encoder_dropout: float = hyper(0.0, validation.probability)
+    encoder_hidden_size: int | None = field(None, validation.count)
+    encoder_num_layers: int = field(2, validation.count)
+    encoder_dropout: float = field(0.0, validation.probability)
 
     def prompt(self, embedding: nn.Embedding) -> "SoftPrompt":
         """Return the prompt, or the network that makes it, as it starts."""
@@ -198,7 +146,7 @@ class PTuning(PromptMethod):
         return EncodedPrompt(n, dim, hidden, layers, self.encoder_dropout)
 
 
-class SoftPrompt(nn.Module):
+class SoftPrompt(Delta):
     """P in front of the embedded text.
 
     Args:
@@ -271,54 +219,6 @@ class SoftPrompt(nn.Module):
         output.last_hidden_state = output.last_hidden_state[:, n:]
         return output
 
-    @staticmethod
-    def for_rows(prompts: Sequence["SoftPrompt | None"]) -> "RowPrompts":
-        """Return what serves a batch whose rows have these prompts."""
-        return RowPrompts(prompts)
-
-
-class RowPrompts:
-    """Prompts for a batch in which each row has its own; it trains nothing itself.
-
-    Shorter prompts stand behind filler that the mask hides, as padding on the left is hidden.
-
-    Args:
-        prompts: one for each row; None for a row without.
-    """
-
-    def __init__(self, prompts: Sequence[SoftPrompt | None]):
-        self.prompts = prompts
-        self.first = next(prompt for prompt in prompts if prompt is not None)
-
-    def enter(self, module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Put each row's prompt in front of it.
-
-        Raises:
-            ValueError: the batch has another number of rows; prompts of different lengths, where
-                padding is not hidden that well.
-        """
-        kwargs = by_name(module, args, kwargs)
-        each = {prompt: prompt.prompt() for prompt in self.prompts if prompt is not None}
-        empty = next(iter(each.values()))[:0]
-        rows = [empty if prompt is None else each[prompt] for prompt in self.prompts]
-        lengths = [len(row) for row in rows]
-        if len(set(lengths)) > 1 and not self.first.counts:
-            what = f"rows with prompts of {lengths} virtual tokens: in a {type(module).__name__}"
-            raise ValueError(f"{what} they need the same number in every row")
-        x = kwargs.get("inputs_embeds")
-        batch = len(kwargs["input_ids"] if x is None else x)
-        if batch % len(rows):
-            raise ValueError(f"A batch of {batch} rows, but activate named {len(rows)}")
-        n, repeats = max(lengths), batch // len(rows)  # beams of one row follow each other
-        P = torch.stack([F.pad(row, (0, 0, n - len(row), 0)) for row in rows])  # (rows, n, d)
-        real = torch.tensor([[0] * (n - m) + [1] * m for m in lengths], device=P.device)
-        P, real = P.repeat_interleave(repeats, 0), real.repeat_interleave(repeats, 0)
-        return (), self.first.put(module, kwargs, P, real if min(lengths) < n else None)
-
-    def leave(self, module: nn.Module, output: Any) -> Any:
-        """Take the rows of P off the last hidden state."""
-        return self.first.leave(module, output)
-
 
 class EncodedPrompt(SoftPrompt):
     """P = network(E), with E: (n, d).
@@ -346,7 +246,7 @@ class EncodedPrompt(SoftPrompt):
         return P
 
 
-class WiderCrossMask(nn.Module):
+class WiderCrossMask(Delta):
     """Beside the decoder of an encoder-decoder: lets it see the prompt that the encoder has read."""
 
     beside = True
@@ -359,11 +259,6 @@ class WiderCrossMask(nn.Module):
             n = states.shape[1] - mask.shape[1]
             kwargs["encoder_attention_mask"] = F.pad(mask, (n, 0), value=1)
         return (), kwargs
-
-    @staticmethod
-    def for_rows(deltas: Sequence["WiderCrossMask | None"]) -> "WiderCrossMask":
-        """Return what serves all rows: any of them, for their prompts have one length."""
-        return next(delta for delta in deltas if delta is not None)
 
 
 def in_front(P: Tensor, x: Tensor) -> Tensor:
@@ -383,11 +278,6 @@ def check_can_enter(kwargs: Kwargs) -> None:
     if getattr(cache, "is_compileable", False) or (mask is not None and mask.dim() != 2):
         problem = "this is a static cache (leave cache_implementation out) or another mask"
         raise ValueError(f"A soft prompt needs attention_mask=(batch, tokens), but {problem}")
-
-
-def by_name(module: nn.Module, args: Args, kwargs: Kwargs) -> Kwargs:
-    """Return all arguments of the module's forward by name."""
-    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
 
 
 def embedding_of(model: Any) -> nn.Embedding:
@@ -423,10 +313,11 @@ def initial_prompt(embedding: nn.Embedding, n: int, init: str | Sequence[int]) -
     return rows.float()
 
 
-def position_limit(model: Any) -> int | None:
+def position_limit(view: View) -> int | None:
     """Return how many tokens the model has positions for; None if it sets no limit."""
+    model: Any = view.model
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
-    for path, table in base_modules(model).items():
+    for path, table in view.modules.items():
         padding: Any = getattr(table, "padding_idx", None)
         if limit and padding is not None and path.endswith("position_embeddings"):
             return limit - int(padding) - 1  # RoBERTa's positions begin behind it
@@ -438,8 +329,3 @@ def check_fits(n: int, tokens: int, limit: int | None) -> None:
     if limit is not None and n + tokens > limit:
         what = f"The {n} virtual tokens and {tokens} tokens of text need {n + tokens} positions"
         raise ValueError(f"{what}, but the model has {limit}")
-
-
-def prompts_of(deltas: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``{path: delta}`` of those that have a prompt."""
-    return {path: delta for path, delta in deltas.items() if hasattr(delta, "prompt")}

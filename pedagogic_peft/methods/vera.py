@@ -10,18 +10,17 @@ the first ones. b starts at zero, so the model is unchanged.
 """
 
 import math
-from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.method import Checkpoint, Config, Deltas, Method, Tensors, hyper
+from pedagogic_peft.core.delta import Delta, Deltas
+from pedagogic_peft.core.method import Method, Peft, field
+from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Modules, Targets, sizes
 from pedagogic_peft.methods.lora import LoRALinear
-
-SHARED = {"A": "base_model.vera_A", "B": "base_model.vera_B"}  # their names in a checkpoint
 
 
 class VeRA(Method):
@@ -42,43 +41,23 @@ class VeRA(Method):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft_type = "VERA"
-    MARK = "vera_lambda_b"
+    peft = Peft(
+        "VERA", tensor="vera_lambda_b", keys={"dropout": "vera_dropout"}, ignored="init_weights"
+    )
 
-    r: int = hyper(256, validation.count)
-    target_modules: Targets = hyper(None, validation.targets)
-    d_initial: float = hyper(0.1, validation.positive)
-    projection_prng_key: int = hyper(0, validation.whole)
-    save_projection: bool = hyper(True, validation.flag)
-    dropout: float = hyper(0.0, validation.probability, "vera_dropout")
+    r: int = field(256, validation.count)
+    target_modules: Targets = field(None, validation.targets)
+    d_initial: float = field(0.1, validation.positive)
+    projection_prng_key: int = field(0, validation.whole)
+    save_projection: bool = field(True, validation.flag)
+    dropout: float = field(0.0, validation.probability)
 
-    def deltas(self, model: nn.Module, places: Modules) -> Deltas:
+    def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""
         shapes = {path: sizes(module) for path, module in places.items()}
         d_in, d_out = map(max, zip(*shapes.values(), strict=True))
         shared = Projections(self.r, d_in, d_out, self.projection_prng_key)
         return {p: VeRALinear(*s, shared, self.d_initial, self.dropout) for p, s in shapes.items()}
-
-    def to_peft(self, model: nn.Module, deltas: Deltas) -> Checkpoint:
-        """Return PEFT's configuration and tensors."""
-        config, tensors = super().to_peft(model, deltas)
-        if self.save_projection:
-            tensors |= {SHARED[name]: t for name, t in _shared(deltas).named_buffers()}
-        return config, tensors
-
-    @classmethod
-    def from_peft(cls, model: nn.Module, config: Config, tensors: Tensors) -> tuple[Self, Deltas]:
-        """Return the hyper-parameters and the filled deltas.
-
-        Raises:
-            ValueError: an option is not supported, or the tensors do not fit the model.
-        """
-        saved = {name: tensors[key] for name, key in SHARED.items() if key in tensors}
-        own = {key: tensor for key, tensor in tensors.items() if key not in SHARED.values()}
-        method, deltas = super().from_peft(model, config, own)
-        if saved or method.save_projection:
-            _shared(deltas).take(saved)
-        return method, deltas
 
 
 class Projections(nn.Module):
@@ -104,21 +83,8 @@ class Projections(nn.Module):
             values = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
             self.register_buffer(name, values.uniform_(-bound, bound, generator=generator), False)
 
-    def take(self, tensors: Tensors) -> None:
-        """Take the values of a checkpoint, {"A": ..., "B": ...}.
 
-        Raises:
-            ValueError: one is missing, of another shape, or not finite.
-        """
-        for name, own in self.named_buffers():
-            new = tensors.get(name)
-            if new is None or new.shape != own.shape or not new.isfinite().all():
-                found, wanted = getattr(new, "shape", None), list(own.shape)
-                raise ValueError(f"{SHARED[name]} is {found}: expected finite numbers, {wanted}")
-            own.copy_(new)
-
-
-class VeRALinear(nn.Module):
+class VeRALinear(Delta):
     """ΔW = Λ_b B Λ_d A beside a linear map, with the first columns of A and the first rows of B.
 
     Args:
@@ -149,7 +115,3 @@ class VeRALinear(nn.Module):
         return (b[:, None] * B) @ (d[:, None] * A)
 
     merge_into = LoRALinear.merge_into  # adds delta_weight()
-
-
-def _shared(deltas: Deltas) -> Projections:
-    return next(delta.shared for delta in deltas.values() if isinstance(delta, VeRALinear))

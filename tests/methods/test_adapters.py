@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pedagogic_peft import IA3, LoRA, activate, attach, count_parameters, detach, disabled, save
-from pedagogic_peft.core.sites import sites
+from pedagogic_peft.core.sites import View, sites
 from pedagogic_peft.core.verbs import adapter_drop, average, install
 from pedagogic_peft.files.adapterhub import load_adapterhub
 from pedagogic_peft.files.checkpoint import CONFIG, TENSORS
+from pedagogic_peft.files.codecs import codec_of
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter, Tap
 from pedagogic_peft.methods.compacter import Compacter, PHMLinear, PHMRule
 from pedagogic_peft.methods.fusion import AdapterFusion
@@ -60,10 +61,11 @@ def reload(model: nn.Module, base: nn.Module, folder: Path, name: str | None = N
     """Save an adaptation and attach what was saved to another model, as `load` does."""
     save(model, folder, name)
     config = json.loads((folder / CONFIG).read_text())
-    kinds = {kind.peft_type: kind for kind in (BottleneckAdapter, Compacter, AdapterFusion)}
+    kinds = {kind.peft.type: kind for kind in (BottleneckAdapter, Compacter, AdapterFusion)}
     kind = kinds[config["peft_type"]]
-    method, deltas = kind.from_peft(base, config, load_file(folder / TENSORS))
-    return install(base, method, name or "default", deltas)
+    view = View(base)
+    method, deltas = codec_of(kind).from_peft(view, config, load_file(folder / TENSORS))
+    return install(view, method, name or "default", deltas)
 
 
 # Claim: the start is near the frozen model, or exactly there
@@ -334,7 +336,7 @@ def test_a_checkpoint_gives_the_same_logits(name, method, tmp_path):
     loaded = reload(model, build(name), tmp_path, method)
     assert torch.equal(logits(loaded, name), logits(model, name))
     config = json.loads((tmp_path / CONFIG).read_text())
-    assert config["peft_type"] == type(METHODS[method]).peft_type
+    assert config["peft_type"] == type(METHODS[method]).peft.type
     tensors = load_file(tmp_path / TENSORS)
     assert all(key.startswith("base_model.model.") for key in tensors)
     trainable = count_parameters(loaded).trainable
@@ -360,7 +362,7 @@ def test_layernorms_and_head_can_be_trained_too_as_in_the_houlsby_paper(tmp_path
 def test_an_option_not_known_is_named():
     config = {"peft_type": "BOTTLENECK", "dropout_of_adapters": 0.5}
     with pytest.raises(ValueError, match="dropout_of_adapters=0.5"):
-        BottleneckAdapter.from_peft(build("bert"), config, {})
+        codec_of(BottleneckAdapter).from_peft(View(build("bert")), config, {})
 
 
 # Claim: hyper-parameters out of range are refused, and the message names the value
@@ -512,9 +514,9 @@ def test_a_fusion_is_saved_alone_and_needs_its_adapters_to_be_loaded(tmp_path):
     assert {key.split(".")[-2] for key in tensors} == {"query", "key", "value", "classifier"}
     config = json.loads((tmp_path / CONFIG).read_text())
     with pytest.raises(ValueError, match=r"\['second'\] are not attached"):
-        AdapterFusion.from_peft(adapted("bert", "houlsby"), config, tensors)
+        codec_of(AdapterFusion).from_peft(View(adapted("bert", "houlsby")), config, tensors)
     with pytest.raises(ValueError, match="has no adaptation"):
-        AdapterFusion.from_peft(build("bert"), config, tensors)
+        codec_of(AdapterFusion).from_peft(View(build("bert")), config, tensors)
 
 
 def test_copies_of_a_fused_model_are_independent():

@@ -34,7 +34,7 @@ def both():
     pairs = [(IA3(), a) for a in ARCHITECTURES]
     pairs += [(BitFit(), a) for a in ARCHITECTURES if a not in NO_BIAS]
     return pytest.mark.parametrize(
-        ("method", "name"), pairs, ids=[f"{m.peft_type}-{a}" for m, a in pairs]
+        ("method", "name"), pairs, ids=[f"{m.peft.type}-{a}" for m, a in pairs]
     )
 
 

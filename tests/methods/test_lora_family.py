@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pedagogic_peft import LoRA, activate, attach, count_parameters, merge, save, train, unmerge
-from pedagogic_peft.core.sites import sites
+from pedagogic_peft.core.sites import View, sites
 from pedagogic_peft.core.verbs import install
+from pedagogic_peft.files.codecs import VeRACodec, codec_of
 from pedagogic_peft.methods.adalora import AdaLoRA, AdaLoRABudget
 from pedagogic_peft.methods.dora import DoRA
 from pedagogic_peft.methods.lora import LoRALinear, LoRAParts, lora_plus_groups
@@ -37,8 +38,9 @@ def read(method_class, name, folder):
     config = json.loads((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
     model = build(name)
-    method, deltas = method_class.from_peft(model, config, tensors)
-    return install(model, method, "default", deltas)
+    view = View(model)
+    method, deltas = codec_of(method_class).from_peft(view, config, tensors)
+    return install(view, method, "default", deltas)
 
 
 def read_by_peft(name, folder, **options):
@@ -539,7 +541,7 @@ def test_a_saved_projection_counts_more_than_the_seed(tmp_path):
 )
 def test_a_projection_that_does_not_fit_is_refused(tensors):
     with pytest.raises(ValueError, match="base_model.vera_A is"):
-        Projections(2, 3, 4).take(tensors)
+        VeRACodec.read_pair(Projections(2, 3, 4), tensors)
 
 
 # AdaLoRA

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pedagogic_peft import LoRA, activate, attach, count_parameters, detach, disabled, load, save
 from pedagogic_peft.core.attention import NAME, attention
-from pedagogic_peft.core.sites import sites
+from pedagogic_peft.core.sites import View, sites
+from pedagogic_peft.files.codecs import codec_of
 from pedagogic_peft.methods.llama_adapter import GatedPrompt, LlamaAdapter
 from pedagogic_peft.methods.prefix_tuning import PrefixTuning, PTuningV2
 from pedagogic_peft.methods.prompt_tuning import PromptTuning, PTuning
@@ -68,7 +69,7 @@ def test_a_prefix_of_tokens_keys_and_values_computes_what_these_tokens_compute(n
     model = attach(build(name), PrefixTuning(3))
     places = [p for p, place in sites(model) if hasattr(place.deltas["default"], "prefix")]
     for path, layer in zip(places, cache.layers, strict=True):
-        delta = model.get_submodule(path).annex.deltas["default"]
+        delta = model.get_submodule(path).hooks.deltas["default"]
         KV = torch.stack([layer.keys[0], layer.values[0]])  # (2, heads, n, size)
         delta.prefix.data = KV.permute(2, 0, 1, 3).detach()
     found = text(model, name, IDS, attention_mask=mask[:, 3:])
@@ -120,10 +121,10 @@ def test_two_prompts_together_are_one_with_the_rows_of_both():
     both = attach(build("gpt2"), PromptTuning(2), "a")
     attach(both, PromptTuning(3), "b")
     activate(both, "b", "a")  # the last one stands in front
-    deltas = both.transformer.annex.deltas
+    deltas = both.transformer.hooks.deltas
     one = attach(build("gpt2"), PromptTuning(5))
     rows = [deltas[key].prompt_embeddings for key in ("a", "b")]
-    one.transformer.annex.deltas["default"].prompt_embeddings.data = torch.cat(rows).detach()
+    one.transformer.hooks.deltas["default"].prompt_embeddings.data = torch.cat(rows).detach()
     torch.testing.assert_close(logits(both, "gpt2"), logits(one, "gpt2"))
 
 
@@ -151,7 +152,7 @@ def test_logits_keep_their_shape_change_and_are_the_models_own_when_disabled(nam
     detach(model)
     assert torch.equal(logits(model, name), before)
     assert model.config._attn_implementation == "sdpa"
-    assert not any("annex" in path for path, _ in model.named_modules())
+    assert not any("hooks" in path for path, _ in model.named_modules())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "llama", "opt", "distilbert", "t5", "vit"])
@@ -254,7 +255,7 @@ def test_a_prompt_begins_at_rows_of_the_vocabulary():
     for init in ("vocab", [3, 7]):
         model = attach(build("gpt2"), PromptTuning(5, init=init))
         P, table = (
-            model.transformer.annex.deltas["default"].prompt_embeddings,
+            model.transformer.hooks.deltas["default"].prompt_embeddings,
             model.transformer.wte,
         )
         ids = [int(((table.weight - row) ** 2).sum(1).argmin()) for row in P]
@@ -262,13 +263,13 @@ def test_a_prompt_begins_at_rows_of_the_vocabulary():
         assert init == "vocab" or ids == [3, 7, 3, 7, 3]
     torch.manual_seed(3)
     again = [attach(build("gpt2"), PromptTuning(5)) for _ in range(2)]
-    first, second = (m.transformer.annex.deltas["default"].prompt_embeddings for m in again)
+    first, second = (m.transformer.hooks.deltas["default"].prompt_embeddings for m in again)
     assert not torch.equal(first, second)
 
 
 def test_a_random_prompt_is_as_spread_as_the_embeddings():
     model = attach(build("gpt2"), PromptTuning(30, init="random"))
-    P = model.transformer.annex.deltas["default"].prompt_embeddings
+    P = model.transformer.hooks.deltas["default"].prompt_embeddings
     assert P.std().item() == pytest.approx(model.transformer.wte.weight.std().item(), rel=0.1)
 
 
@@ -282,7 +283,7 @@ def test_a_prefix_that_begins_at_zero_stays_one_token_repeated():
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
     model(**batch("gpt2")).loss.backward()
     optimiser.step()
-    KV = model.transformer.h[0].attn.annex.deltas["default"].keys_and_values()
+    KV = model.transformer.h[0].attn.hooks.deltas["default"].keys_and_values()
     assert not torch.allclose(KV[1:], KV[:-1], rtol=1e-2)
 
 
@@ -543,7 +544,11 @@ def test_peft_computes_our_logits_with_our_checkpoints(name, key, tmp_path):
     object.__setattr__(method, "modules_to_save", heads)
     ours = adapted(name, method)
     deltas = {path: place.deltas["default"] for path, place in sites(ours)}
-    save(ours, tmp_path, task_type=method.to_peft(ours, deltas)[0]["task_type"])
+    save(
+        ours,
+        tmp_path,
+        task_type=codec_of(type(method)).to_peft(View(ours), method, deltas)[0]["task_type"],
+    )
     if name == "t5" and "prefix" in key:  # PEFT gives both its layers the same prefix
         with pytest.raises(KeyError, match="prompt_embeddings"):
             peft.PeftModel.from_pretrained(build(name), tmp_path)

@@ -1,4 +1,4 @@
-"""The checkpoint format of Hugging Face PEFT: what the methods' readers and writers share.
+"""The checkpoint format of Hugging Face PEFT: what the codecs of all methods share.
 
 A checkpoint is a configuration (a dict) and tensors. A tensor's name is ``base_model.model.<path of
 the module>.<name in the delta>``; a module trained in full keeps its own names below that prefix.
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.sites import base_modules
+from pedagogic_peft.core.delta import Tensors, some
+from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Test, inside, is_named, shortest_names
 
 Config = Mapping[str, Any]
-Tensors = Mapping[str, Tensor]
-Deltas = dict[str, nn.Module]  # path of a module -> its delta
+Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]  # configuration, tensors
 
 PREFIX = "base_model.model."
 
@@ -35,16 +35,15 @@ def check_options(config: Config, known: Iterable[str]) -> None:
 
     Args:
         config: the configuration.
-        known: keys the method reads; ``peft_format.toml`` has those that mean nothing.
+        known: keys that the method reads, or that mean nothing to it; ``peft.toml`` has those that
+            mean nothing to any.
     """
     for key in ("target_modules", "exclude_modules"):
         validation.targets(key, config.get(key) or [])
     validation.names("modules_to_save", config.get("modules_to_save") or [])
-    kind, ignored = config.get("peft_type"), TABLE["ignored"]
-    known = {*known, *ignored["all"].split(), *ignored.get(kind, "").split()}
-    for key in sorted(config.keys() - known):
+    for key in sorted(config.keys() - {*known, *TABLE["ignored"].split()}):
         if config[key] not in TABLE["off"].get(key, OFF):
-            what = f"{kind}: {key}={config[key]!r}"
+            what = f"{config.get('peft_type')}: {key}={config[key]!r}"
             raise ValueError(f"{what} is a feature that is not supported here")
 
 
@@ -69,57 +68,13 @@ class Bounded(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def exported(delta: Any) -> dict[str, Tensor]:
-    """Return a delta's tensors as a checkpoint has them.
-
-    A delta whose own tensors are others has ``export()``, and ``take(tensors)`` to read them.
-    """
-    own = delta.export() if hasattr(delta, "export") else delta.state_dict()
-    return {key: tensor.detach() for key, tensor in own.items()}
-
-
-def tensors_of(deltas: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Return ``{path.key: tensor}``."""
-    return {f"{path}.{k}": t for path, delta in deltas.items() for k, t in exported(delta).items()}
-
-
-@torch.no_grad()
-def fill(deltas: Mapping[str, Any], tensors: Tensors) -> None:
-    """Copy the tensors ``{path.key: tensor}`` into the deltas; neither may have more than the other.
-
-    Raises:
-        ValueError: tensors are missing, unexpected, of another shape, or not finite.
-    """
-    own = {key: tuple(tensor.shape) for key, tensor in tensors_of(deltas).items()}
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    wrong = [key for key in own if found.get(key, own[key]) != own[key]]
-    problems: dict[str, Iterable[str]] = {
-        "missing": own.keys() - found.keys(),
-        "unexpected": found.keys() - own.keys(),
-        "of wrong shape": [f"{key} {found[key]} instead of {own[key]}" for key in wrong],
-        "not finite": [key for key, tensor in tensors.items() if not tensor.isfinite().all()],
-    }
-    for what, keys in problems.items():
-        if keys:
-            raise ValueError(f"The checkpoint does not fit this model: {what}: {some(keys)}")
-    for path, delta in deltas.items():
-        new = {key: tensors[f"{path}.{key}"] for key in exported(delta)}
-        if hasattr(delta, "take"):
-            delta.take(new)
-        else:
-            for key, tensor in exported(delta).items():
-                tensor.copy_(new[key])
-        if odd := [k for k, t in exported(delta).items() if not torch.equal(t, new[k].to(t))]:
-            raise ValueError(f"{path}.{odd[0]} is not made up as the configuration says")
-
-
-def take(prefix: str, tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_prefix(prefix: str, tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors whose names begin so, without the prefix, and the others."""
     taken = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     return taken, {k: t for k, t in tensors.items() if not k.startswith(prefix)}
 
 
-def sort_out(model: nn.Module, config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+def split_trained_copies(view: View, config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
     """Return the configuration, naming every module trained in full, and the tensors without copies.
 
     A tensor that is named like one of the base's is of a module trained in full, though the end of a word
@@ -130,7 +85,7 @@ def sort_out(model: nn.Module, config: Config, tensors: Tensors) -> tuple[Config
     Raises:
         ValueError: what PEFT would change in the base is adapted, or tied to what the file has not.
     """
-    modules = base_modules(model)
+    modules = view.modules
     own = {f"{p}.{k}": t for p, m in modules.items() for k, t in m.named_parameters(recurse=False)}
     theirs = {k: b for k in tensors if (b := own.get(k.replace(".base_layer.", "."))) is not None}
     heads = [p for p in modules if is_named(config.get("modules_to_save") or [], p)]
@@ -141,25 +96,27 @@ def sort_out(model: nn.Module, config: Config, tensors: Tensors) -> tuple[Config
             raise ValueError(f"{key}: the checkpoint was made on a base with another weight")
         heads.append(key.rpartition(".")[0])
     kept = {k: t for k, t in tensors.items() if k not in theirs or inside(k, heads)}
-    return {**config, "modules_to_save": shortest_names(model, heads)}, kept
+    return {**config, "modules_to_save": shortest_names(view, heads)}, kept
 
 
-def check_paths(model: nn.Module, config: Config, paths: Iterable[str], can_adapt: Test) -> None:
+def check_paths(view: View, config: Config, paths: Iterable[str], can_adapt: Test) -> None:
     """Check that the model has the modules the tensors adapt, and that none is without tensors.
 
     Raises:
         ValueError: it is otherwise.
     """
-    if strangers := set(paths) - base_modules(model).keys():
-        raise ValueError(f"This {type(model).__name__} has no {some(strangers)}: the tensors do")
-    if absent := _targets_of(config, model, can_adapt) - set(paths):
+    if strangers := set(paths) - view.modules.keys():
+        raise ValueError(
+            f"This {type(view.model).__name__} has no {some(strangers)}: the tensors do"
+        )
+    if absent := _targets_of(config, view, can_adapt) - set(paths):
         named = config["target_modules"]
         raise ValueError(f"target_modules={named!r}, but no tensors for {some(absent)}")
 
 
-def _targets_of(config: Config, model: nn.Module, can_adapt: Test) -> set[str]:
+def _targets_of(config: Config, view: View, can_adapt: Test) -> set[str]:
     """Return the paths PEFT would adapt ("all-linear" says too little to tell: none)."""
-    modules, targets = base_modules(model), config.get("target_modules") or "all-linear"
+    modules, targets = view.modules, config.get("target_modules") or "all-linear"
     layers, names = config.get("layers_to_transform"), config.get("layers_pattern") or r"[^.]*"
     paths = [path for path, m in modules.items() if can_adapt(m) and is_named(targets, path)]
     if layers not in (None, []) and not isinstance(targets, str):
@@ -178,9 +135,3 @@ def _layer(names: str, path: str) -> int | None:
     numbers = [n for n in re.finditer(r"\.(\d+)(?=\.)", path)]
     found = (n for n in numbers if is_named(rf"(?:.*?\.)?(?:{names})", path[: n.start()]))
     return next((int(n[1]) for n in found), None)
-
-
-def some(names: Iterable[str]) -> str:
-    """Return how many names there are, and the first three."""
-    names = sorted(names)
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -1,0 +1,175 @@
+"""What a method puts at one module of the model: the contract of a delta, and its tensors."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Args = tuple[Any, ...]  # of a module's forward
+Kwargs = dict[str, Any]
+Tensors = Mapping[str, Tensor]
+Deltas = dict[str, nn.Module]  # path of a module -> its delta
+
+
+class Delta(nn.Module):
+    """What a method puts at one module. Override what the method needs; the rest does nothing.
+
+    A delta takes part in the forward pass in one of two places:
+
+    * in a `Site`, which takes the module's seat: ``x = before(x)``, then ``y = module(x)``, then
+      ``y = forward(x, y)``, whose last line says how the delta is joined;
+    * ``beside`` a module that keeps its seat: ``enter(module, args, kwargs)``, then the module, then
+      ``leave(module, output)``; beside an attention also ``attend(run, ...)``, inside of it.
+
+    The rest of the contract is ``init_from_base`` (when attached), ``merge_into`` (a delta without it
+    cannot be merged), ``to_checkpoint`` and ``from_checkpoint``. Deltas that serve a batch in which each
+    row has its own say how in `BATCHED`. A plain `nn.Module` will do as a delta too: it has nothing
+    but ``forward(x, y)``.
+
+    Attributes:
+        beside: whether it stands beside the module, in its `Hooks`, instead of in a `Site`.
+    """
+
+    beside: bool = False
+
+    def init_from_base(self, base: Any) -> None:
+        """Set the values that depend on the module ``base``, when the delta is attached."""
+
+    def before(self, x: Any) -> Any:
+        """Return the site's input x: (...), changed or not, in its shape."""
+        return x
+
+    def forward(self, x: Any, y: Any) -> Any:
+        """Return the site's new output, for its input x and its output so far y, in y's shape."""
+        return y
+
+    def enter(self, module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Return the arguments of the module's forward, changed or not."""
+        return args, kwargs
+
+    def leave(self, module: Any, output: Any) -> Any:
+        """Return the module's output, changed or not."""
+        return output
+
+    def attend(
+        self, run: Any, module: Any, Q: Tensor, K: Tensor, V: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the attention function ``run`` returns for the rest; shapes: `attention`."""
+        y, weights = run(module, Q, K, V, mask, **kwargs)
+        return y, weights
+
+    def merge_into(self, base: Any) -> None:
+        """Write the change into the weights of ``base``, a copy of the site's module."""
+
+    def to_checkpoint(self) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint, by their names in the delta."""
+        return self.state_dict()
+
+    def from_checkpoint(self, tensors: Tensors) -> None:
+        """Take the values of what `to_checkpoint` returned."""
+        for key, own in self.to_checkpoint().items():
+            own.copy_(tensors[key])
+
+
+def overrides(delta: nn.Module, method: Callable[..., Any]) -> bool:
+    """Tell whether a delta has its own version of this method of `Delta`."""
+    return isinstance(delta, Delta) and getattr(type(delta), method.__name__) is not method
+
+
+@dataclass(frozen=True)
+class Batched:
+    """How deltas of one class serve a batch in which each row has a delta of its own.
+
+    Attributes:
+        key: deltas with equal ``key(delta)`` are served in one go.
+        serve: called with each row's delta, returns what does the work of all: in a site a function
+            of x and y, beside a module an object with ``enter`` and ``leave`` (then the delta is None
+            for a row without).
+    """
+
+    key: Callable[[Any], Any]
+    serve: Callable[[Sequence[Any]], Any]
+
+
+# By the delta's class itself, never a parent: what a subclass computes is something else.
+BATCHED: dict[type[nn.Module], Batched] = {}
+
+
+class TrainedCopy(Delta):
+    """A delta that replaces: a copy of the module is trained in full and used in its place.
+
+    This is what a new classification head needs (``modules_to_save``): each adaptation trains a
+    head of its own and the original stays as it was. The copy keeps the dtype of the original.
+
+    Args:
+        module: the module to copy.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = copy.deepcopy(module).requires_grad_(True)
+
+    def forward(self, x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the copy's output for x; y, the original's, is not read."""
+        return self.module(x, *args, **kwargs)
+
+    def merge_into(self, base: nn.Module) -> None:
+        """Write the copy's values into the original."""
+        base.load_state_dict(self.module.state_dict())
+
+    def to_checkpoint(self) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint: those of the module."""
+        return self.module.state_dict()
+
+
+def own_deltas(deltas: Deltas) -> Deltas:
+    """Return the deltas without the modules that are trained in full."""
+    return {path: delta for path, delta in deltas.items() if not isinstance(delta, TrainedCopy)}
+
+
+def tensors_of(deltas: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return the tensors as a checkpoint has them: ``{path.key: tensor}``."""
+    return {f"{path}.{k}": t for path, delta in deltas.items() for k, t in _tensors(delta).items()}
+
+
+@torch.no_grad()
+def load_tensors(deltas: Mapping[str, nn.Module], tensors: Tensors) -> None:
+    """Copy the tensors ``{path.key: tensor}`` into the deltas. Keys and shapes must match exactly.
+
+    Raises:
+        ValueError: tensors are missing, unexpected, of another shape, or not finite.
+    """
+    own = {key: tuple(tensor.shape) for key, tensor in tensors_of(deltas).items()}
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    wrong = [key for key in own if found.get(key, own[key]) != own[key]]
+    problems: dict[str, Iterable[str]] = {
+        "missing": own.keys() - found.keys(),
+        "unexpected": found.keys() - own.keys(),
+        "of wrong shape": [f"{key} {found[key]} instead of {own[key]}" for key in wrong],
+        "not finite": [key for key, tensor in tensors.items() if not tensor.isfinite().all()],
+    }
+    for what, keys in problems.items():
+        if keys:
+            raise ValueError(f"The checkpoint does not fit this model: {what}: {some(keys)}")
+    for path, delta in deltas.items():
+        new = {key: tensors[f"{path}.{key}"] for key in _tensors(delta)}
+        if isinstance(delta, Delta):
+            delta.from_checkpoint(new)
+        else:
+            delta.load_state_dict(new)
+        if odd := [k for k, t in _tensors(delta).items() if not torch.equal(t, new[k].to(t))]:
+            raise ValueError(f"{path}.{odd[0]} is not made up as the configuration says")
+
+
+def some(names: Iterable[str]) -> str:
+    """Return how many names there are, and the first three."""
+    names = sorted(names)
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def _tensors(delta: nn.Module) -> dict[str, Tensor]:
+    own = delta.to_checkpoint() if isinstance(delta, Delta) else delta.state_dict()
+    return {key: tensor.detach() for key, tensor in own.items()}

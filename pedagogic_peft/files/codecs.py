@@ -1,0 +1,355 @@
+"""From an adaptation to PEFT's configuration and tensors, and back: one codec a method.
+
+Most methods need no more than `Codec`. One whose files hold something else than its hyper-parameters
+and its deltas' own tensors has a class here, which is entered in `CODECS`; it serves derived methods too.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pedagogic_peft.core import attention, validation
+from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, tensors_of
+from pedagogic_peft.core.method import Method
+from pedagogic_peft.core.sites import View
+from pedagogic_peft.core.targets import Names, find_modules, is_conv1d, shortest_names
+from pedagogic_peft.files.peft import (
+    PREFIX,
+    TABLE,
+    Checkpoint,
+    Config,
+    check_options,
+    check_paths,
+    split_prefix,
+    split_trained_copies,
+)
+from pedagogic_peft.methods.adalora import AdaLoRA
+from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
+from pedagogic_peft.methods.lora import LoRA, look_up
+from pedagogic_peft.methods.pissa import PiSSA
+from pedagogic_peft.methods.prefix_tuning import Prefix, PrefixTuning
+from pedagogic_peft.methods.prompt_tuning import PromptMethod, PTuning, SoftPrompt
+from pedagogic_peft.methods.vera import Projections, VeRA, VeRALinear
+
+
+class Codec:
+    """The files of a method whose deltas' own tensors are all there is to save.
+
+    Args:
+        kind: the method's class.
+    """
+
+    def __init__(self, kind: type[Any]):
+        self.kind, self.peft = kind, kind.peft
+
+    def keys(self) -> dict[str, tuple[str, Any]]:
+        """Return ``{key of the configuration: (hyper-parameter, PEFT's default)}``."""
+        found = {}
+        for f in fields(self.kind):
+            if f.name not in self.peft.unsaved.split():
+                default = {} if f.default_factory is dict else f.default
+                key = self.peft.keys.get(f.name, f.name)
+                found[key] = f.name, self.peft.defaults.get(f.name, default)
+        return found
+
+    def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
+        """Return the configuration and the tensors of a checkpoint."""
+        config = {key: getattr(method, name) for key, (name, _) in self.keys().items()}
+        heads = find_modules(view, method.modules_to_save)
+        # To PEFT a name is the end of any path, so that "norm" means an input_layernorm as well.
+        ends = tuple(method.modules_to_save)
+        more = any(path.endswith(ends) for path in view.modules.keys() - heads.keys())
+        config["modules_to_save"] = list(heads if more else ends) or None
+        if self.peft.flag:
+            config[self.peft.flag] = True
+        if self.peft.tensor:
+            adapted = {path: view.modules[path] for path in own_deltas(deltas)}
+            config["target_modules"] = shortest_names(view, adapted)
+            config["fan_in_fan_out"] = any(map(is_conv1d, adapted.values()))
+        return config, {PREFIX + key: tensor for key, tensor in tensors_of(deltas).items()}
+
+    def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
+        """Return the hyper-parameters of a checkpoint and ``{path: delta}`` with its tensors.
+
+        Raises:
+            ValueError: an option is not supported, or the tensors do not fit the model.
+        """
+        self.check_options(config)
+        tensors, strange = split_prefix(PREFIX, tensors)
+        validation.expect(not strange, "tensors", sorted(strange)[:3], f"names like {PREFIX}...")
+        config, tensors = split_trained_copies(view, config, tensors)
+        marks = {re.fullmatch(rf"(.+)\.({self.peft.tensor})", key): t for key, t in tensors.items()}
+        found = self.hyper_parameters(view, config, {m[1]: t for m, t in marks.items() if m})
+        method: Method = self.kind(**found)
+        deltas = method.build(view)
+        load_tensors(deltas, tensors)
+        return method, deltas
+
+    def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
+        """Return those of a checkpoint; ``marks`` is ``{path: tensor}`` of each `Peft.tensor`."""
+        found = {name: config.get(key, default) for key, (name, default) in self.keys().items()}
+        if self.peft.tensor:
+            check_paths(view, config, marks, self.kind.can_adapt)
+            found["target_modules"] = shortest_names(view, marks)
+        return found
+
+    def check_options(self, config: Config) -> None:
+        """Raise a ValueError for an option that is switched on and not supported."""
+        check_options(config, [*self.keys(), self.peft.flag, *self.peft.ignored.split()])
+
+
+class LoRACodec(Codec):
+    """LoRA and what is derived from it.
+
+    A delta may equal an ordinary LoRA of n times its rank: one of parts, or PiSSA's. Then the file has
+    that LoRA, which PEFT can load, and one more key, which PEFT drops with a warning, keeps our values.
+    """
+
+    OWN: ClassVar = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
+
+    def __init__(self, kind: type[LoRA]):
+        super().__init__(kind)
+        self.own_key = kind.peft.flag if issubclass(kind, PiSSA) else "parts"
+
+    def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors."""
+        config, tensors = super().to_peft(view, method, deltas)
+        n, paths = 2 if isinstance(method, PiSSA) else len(method.parts) or 1, own_deltas(deltas)
+        stretch = math.sqrt(n) if method.use_rslora else n  # keeps the scaling
+        ranks, alphas = ({p: of(p) for p in paths} for of in (method.rank_of, method.alpha_of))
+        config |= {"r": n * method.r, "lora_alpha": stretch * method.alpha}
+        config["rank_pattern"] = {p: n * r for p, r in ranks.items() if r != method.r}
+        config["alpha_pattern"] = {p: stretch * a for p, a in alphas.items() if a != method.alpha}
+        if method.parts or n > 1:
+            config[self.own_key] = {name: getattr(method, name) for name in self.OWN}
+        return config, tensors
+
+    def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
+        """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
+        found = super().hyper_parameters(view, config, marks)
+        if config.get(self.own_key):
+            return found | dict(config[self.own_key])
+        check = validation.pattern(validation.positive)
+        alphas = check("alpha_pattern", found["alpha_pattern"] or {})
+        alphas = {path: look_up(alphas, path, found["alpha"]) for path in marks}
+        return found | {
+            "rank_pattern": {p: len(A) for p, A in marks.items() if len(A) != found["r"]},
+            "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != found["alpha"]},
+        }
+
+
+class AdaLoRACodec(Codec):
+    """A file of PEFT may hold fewer than init_r triplets.
+
+    Those that are missing return as zeros, which compute nothing and get no gradient.
+    """
+
+    def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors, with the triplets that have lost their λ."""
+        config, tensors = super().to_peft(view, method, deltas)
+        return config | {
+            "total_step": method.tinit + method.tfinal + 1
+        }, tensors  # PEFT demands one
+
+    def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
+        """Return the hyper-parameters and the filled deltas; raises as `Codec`."""
+        r = config.get("init_r", 12)
+        padded = {key: self.padded(key, tensor, r) for key, tensor in tensors.items()}
+        return super().from_peft(view, config, padded)
+
+    def padded(self, key: str, tensor: Tensor, r: int) -> Tensor:
+        """Return a factor of a checkpoint with r triplets, the missing ones zero."""
+        is_P = key.endswith(".lora_B")  # (d_out, r); the others are (r, ...)
+        if not key.endswith((".lora_A", ".lora_B", ".lora_E")) or tensor.dim() != 2:
+            return tensor
+        missing = max(r - tensor.shape[is_P], 0)
+        return F.pad(tensor, (0, missing) if is_P else (0, 0, 0, missing))
+
+
+class VeRACodec(Codec):
+    """The shared pair is in the file, or its seed alone."""
+
+    SHARED: ClassVar = {"A": "base_model.vera_A", "B": "base_model.vera_B"}
+
+    def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors."""
+        config, tensors = super().to_peft(view, method, deltas)
+        if method.save_projection:
+            tensors |= {self.SHARED[name]: t for name, t in _shared(deltas).named_buffers()}
+        return config, tensors
+
+    def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
+        """Return the hyper-parameters and the filled deltas; raises as `Codec`."""
+        saved = {name: tensors[key] for name, key in self.SHARED.items() if key in tensors}
+        own = {key: tensor for key, tensor in tensors.items() if key not in self.SHARED.values()}
+        method: Any
+        method, deltas = super().from_peft(view, config, own)
+        if saved or method.save_projection:
+            self.read_pair(_shared(deltas), saved)
+        return method, deltas
+
+    @classmethod
+    def read_pair(cls, pair: Projections, tensors: Tensors) -> None:
+        """Give the shared pair the values of a checkpoint, {"A": ..., "B": ...}.
+
+        Raises:
+            ValueError: one is missing, of another shape, or not finite.
+        """
+        for name, own in pair.named_buffers():
+            new = tensors.get(name)
+            if new is None or new.shape != own.shape or not new.isfinite().all():
+                found, wanted = getattr(new, "shape", None), list(own.shape)
+                raise ValueError(
+                    f"{cls.SHARED[name]} is {found}: expected finite numbers, {wanted}"
+                )
+            own.copy_(new)
+
+
+class IA3Codec(Codec):
+    """The shape of a vector says what it scales: (1, d_in) an input, (d_out, 1) an output."""
+
+    def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors; a vector is as long as its map's output."""
+        config, tensors = super().to_peft(view, method, deltas)
+        outputs = [path for path, delta in deltas.items() if isinstance(delta, IA3Output)]
+        inputs = [path for path, delta in deltas.items() if isinstance(delta, IA3Input)]
+        return config | self.names(view, outputs, inputs), tensors
+
+    def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
+        """Return the hyper-parameters."""
+        inputs = [path for path, l in marks.items() if l.shape[1:].numel() > 1]
+        names = self.names(view, marks.keys() - set(inputs), inputs)
+        return super().hyper_parameters(view, config, marks) | names
+
+    def names(self, view: View, outputs: Iterable[str], inputs: Iterable[str]) -> dict[str, Any]:
+        """Return names for both; PEFT wants the second list to be part of the first, word for word."""
+        feedforward = shortest_names(view, inputs)
+        both = sorted(shortest_names(view, outputs) + feedforward)
+        return {"target_modules": both, "feedforward_modules": feedforward}
+
+
+class PromptCodec(Codec):
+    """PEFT saves what comes out of training, and no network that made it.
+
+    That is one matrix ``prompt_embeddings``: n x numbers for each token. We add the network, so that
+    training can go on; PEFT reads over it.
+    """
+
+    # {hyper-parameter: its value where no network makes the prompt}
+    plain: ClassVar[dict[str, Any]] = {}
+
+    def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors: the prompt, and for us the network as well."""
+        prompts = _prompts(deltas)
+        copies = {path: deltas[path] for path in deltas.keys() - own_deltas(deltas).keys()}
+        P = torch.cat([delta.prompt() for delta in prompts.values()], dim=1)  # (n, numbers)
+        kinds, kind = TABLE["task_types"].items(), type(view.model).__name__
+        # PEFT needs a task, and its other tasks need a trained head.
+        tasks = [task for end, task in kinds if kind.endswith(end) and (copies or "LM" in task)]
+        config = super().to_peft(view, method, {})[0] | {"token_dim": P.shape[1]}
+        task = tasks[0] if tasks else "FEATURE_EXTRACTION"
+        config |= {"num_transformer_submodules": 1, "task_type": task}
+        tensors = {f"base_model.{key}": tensor for key, tensor in tensors_of(copies).items()}
+        if any(getattr(method, name) != value for name, value in self.plain.items()):
+            tensors |= {f"prompt_encoder.{key}": t for key, t in tensors_of(prompts).items()}
+        return config, tensors | {"prompt_embeddings": P}
+
+    def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
+        """Return the hyper-parameters of a checkpoint and the filled deltas; raises as `Codec`."""
+        self.check_options(config)
+        saved, rest = split_prefix("base_model.", tensors)
+        network, rest = split_prefix("prompt_encoder.", rest)
+        config, copies = split_trained_copies(view, config, saved)
+        if rest.keys() not in ({"prompt_embeddings"}, {"prefix"}):
+            raise ValueError(f"Expected a tensor prompt_embeddings; there are {list(tensors)}")
+        [(name, P)], n = rest.items(), config.get("num_virtual_tokens")
+        if len(P) not in (n, 2 * (n or 0)):  # for encoder-decoders PEFT saves 2 n, and uses n
+            raise ValueError(f"num_virtual_tokens={n}, but {name} has {len(P)} rows")
+        found = self.hyper_parameters(view, config, {})
+        method: Method = self.kind(**found | ({} if network else self.plain))
+        deltas = method.build(view)
+        own = network or self.split(view.model, config, P[:n], list(_prompts(deltas)))
+        load_tensors(deltas, {**own, **copies})
+        return method, deltas
+
+    def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
+        """Return the deltas' own tensors ``{path.key: tensor}`` from a checkpoint's P."""
+        return {f"{paths[0]}.prompt_embeddings": P}
+
+
+class PTuningCodec(PromptCodec):
+    """A prompt that PEFT saved has no network."""
+
+    plain: ClassVar = {"encoder_reparameterization_type": None}
+
+
+class PrefixCodec(PromptCodec):
+    """One row of P holds the keys and values of all layers for one virtual token."""
+
+    plain: ClassVar = {"prefix_projection": False}
+
+    def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors: keys and values, and for us the network as well.
+
+        What PEFT cannot compute (other targets, positions not shifted, encoder-decoders: see
+        `split`) has a tensor of another name than PEFT reads, so that PEFT refuses the file.
+        """
+        model: Any = view.model
+        config, tensors = super().to_peft(view, method, deltas)
+        heads, size = attention.heads_and_size(model)
+        layers = config["token_dim"] // (2 * heads * size)
+        config |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
+        config["init_weights"] = "zero" if method.init_weights == "zero" else None
+        if method.target_modules or not method.shift_positions or model.config.is_encoder_decoder:
+            tensors["prefix"] = tensors.pop("prompt_embeddings")
+        else:
+            del config["target_modules"], config["shift_positions"]  # PEFT knows no such keys
+        return config, tensors
+
+    def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
+        """Return the layers' keys and values.
+
+        In an encoder-decoder of L layers PEFT gives layer l the keys and values of layer 2 l modulo
+        L, so its files are read like that; as L is mostly even, it could not read ours.
+
+        Raises:
+            ValueError: the model has layers of another number or size.
+        """
+        (heads, size), L = attention.heads_and_size(model), len(paths)
+        if P.shape[1] != L * 2 * heads * size:
+            what = f"The prefix has {P.shape[1]} numbers for each virtual token; this model has"
+            raise ValueError(f"{what} {L} layers * 2 * {heads} heads * {size}")
+        layers = P.reshape(len(P), L, 2, heads, size).unbind(1)
+        step = 2 if model.config.is_encoder_decoder and "shift_positions" not in config else 1
+        return {f"{path}.prefix": layers[step * l % L] for l, path in enumerate(paths)}
+
+
+CODECS: dict[type[Method], type[Codec]] = {
+    Method: Codec,
+    LoRA: LoRACodec,
+    AdaLoRA: AdaLoRACodec,
+    VeRA: VeRACodec,
+    IA3: IA3Codec,
+    PromptMethod: PromptCodec,
+    PTuning: PTuningCodec,
+    PrefixTuning: PrefixCodec,
+}
+
+
+def codec_of(kind: type[Method]) -> Codec:
+    """Return the codec of a method's class: its own, or that of the nearest class it is derived from."""
+    return next(CODECS[parent](kind) for parent in kind.__mro__ if parent in CODECS)
+
+
+def _prompts(deltas: Deltas) -> dict[str, Any]:
+    return {path: d for path, d in deltas.items() if isinstance(d, SoftPrompt | Prefix)}
+
+
+def _shared(deltas: Deltas) -> Projections:
+    return next(delta.shared for delta in deltas.values() if isinstance(delta, VeRALinear))
