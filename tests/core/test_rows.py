@@ -263,3 +263,15 @@ def test_a_batch_of_another_size_than_its_rows_is_refused_by_prompts():
     model = activate(with_prompts("gpt2"), rows=["a", "b", "a"])
     with pytest.raises(ValueError, match="batch of 2 rows.*named 3"):
         logits(model, "gpt2")
+
+
+IDS = torch.tensor([[3, 4, 5], [6, 7, 8]])
+
+
+def test_prompts_of_several_lengths_are_named_with_the_model():
+    model = build("bert")
+    for n in (2, 3):
+        attach(model, PromptTuning(num_virtual_tokens=n), f"n{n}")
+    activate(model, rows=["n2", "n3"])
+    with pytest.raises(ValueError, match=r"rows with prompts of \[2, 3\] .* in a BertModel they"):
+        model(input_ids=IDS)

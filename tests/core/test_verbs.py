@@ -2,8 +2,10 @@
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 from pedagogic_peft import (
     LoRA,
     activate,
+    adapter_drop,
     attach,
     count_parameters,
     detach,
@@ -24,6 +27,7 @@ from pedagogic_peft import (
     unmerge,
 )
 from pedagogic_peft.core.sites import sites
+from pedagogic_peft.core.verbs import adaptations_of
 
 
 @pytest.fixture
@@ -443,3 +447,98 @@ def test_import_loads_neither_transformers_nor_what_draws():
     code = f"import sys, pedagogic_peft; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+IDS = torch.tensor([[3, 4, 5], [6, 7, 8]])
+
+
+@pytest.mark.parametrize(
+    "action, words",
+    [
+        (lambda: attach(build("gpt2"), LoRA(), "a.b"), "name='a.b': expected a word without dots"),
+        (
+            lambda: adapter_drop(attach(build("gpt2"), LoRA()), -1),
+            "layers=-1: expected a whole number",
+        ),
+        (lambda: LoRA(rank_pattern=3), "rank_pattern=3: expected a dict, {end of a path: value}"),
+        (lambda: LoRA(parts=["x"]), 'expected some of "q", "k", "v", each once'),
+        (
+            lambda: attach(build("gpt2"), LoRA(modules_to_save=["nowhere"])),
+            "matches no module of this GPT2LMHeadModel",
+        ),
+    ],
+)
+def test_a_message_in_full(action, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        action()
+
+
+def test_a_model_can_be_merged_unmerged_and_merged_again():
+    model = attach(build("gpt2"), LoRA(r=2))
+    nn.init.ones_(model.transformer.h[0].attn.c_attn.deltas["default"].lora_B.weight)
+    expected = model(input_ids=IDS).logits
+    for _ in range(2):
+        torch.testing.assert_close(merge(model)(input_ids=IDS).logits, expected)
+        unmerge(model)
+
+
+def test_detaching_what_no_row_uses_leaves_the_rows():
+    model = build("gpt2")
+    for name in ("a", "b", "c"):
+        attach(model, LoRA(r=2), name)
+    activate(model, rows=["a", "b"])
+    assert adaptations_of(detach(model, "c")).rows == ("a", "b")
+    assert adaptations_of(detach(model, "b")).rows == ()
+
+
+class Scaled2(nn.Linear):
+    def forward(self, x, scale=1.0):
+        return scale * super().forward(x)
+
+
+class CallsByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.other = Scaled2(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.head(self.other(x), scale=3.0)
+
+
+def test_a_site_hands_on_arguments_given_by_name():
+    model, x = CallsByName(), torch.randn(2, 4)
+    expected = model(x)
+    attach(model, LoRA(r=1, target_modules=["other"], modules_to_save=["head"]))
+    assert torch.equal(model(x), expected)
+    with disabled(model):
+        assert torch.equal(model(x), expected)
+
+
+def test_a_bfloat16_merge_rounds_once_and_unmerge_is_exact():
+    model = attach(build("llama").bfloat16(), LoRA(r=4))
+    randomise(model)
+    site = model.model.layers[0].self_attn.q_proj
+    weight = site.base.weight.clone()
+    exact = weight.float() + site.deltas["default"].delta_weight()
+    merge(model)
+    assert torch.equal(site.base.weight, exact.bfloat16())
+    unmerge(model)
+    assert torch.equal(site.base.weight, weight)
+
+
+def test_a_head_that_stays_frozen_is_pointed_out():
+    with pytest.warns(UserWarning, match=r"head \(classifier\) stays frozen.*modules_to_save"):
+        attach(build("bert"), LoRA())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "llama", "opt"])
+def test_a_language_models_head_is_no_reason_to_warn(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attach(build(name), LoRA())
+        attach(build("bert"), LoRA(modules_to_save=["classifier"]))
+
+
+def test_deltas_live_where_their_base_lives():
+    model = attach(build("gpt2").to("meta"), LoRA())
+    assert {p.device.type for p in model.parameters()} == {"meta"}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from pedagogic_peft.course.explorables.diagram import _diagram_still, _lay_out
 from pedagogic_peft.course.figures import (
     Box,
     Check,
@@ -27,6 +28,7 @@ from pedagogic_peft.course.figures import (
     heatmap_explorable,
     live,
     rank_explorable,
+    use_style,
 )
 
 ALT = "A curve whose height the reader sets."
@@ -269,3 +271,45 @@ def test_live_controls_run_the_function_with_what_the_reader_chose(monkeypatch):
     rank.value, alpha.value = 4, 16
     button.click()
     assert seen == [(4, 16)]
+
+
+def test_figures_carry_the_data_they_are_given():
+    chosen = data_of(chooser({"size": {"small": (2, "It is small.")}}))
+    assert chosen["questions"] == ["size"]
+    assert set(chosen["options"]) == {"LoRA", "full"}
+    assert data_of(curves(log_y=True))["logY"] is True and data_of(curves())["logY"] is False
+    matrix = np.arange(6.0).reshape(2, 3) + 1
+    assert data_of(rank_explorable(matrix, 2, alt=ALT))["name"] == "ΔW"
+    assert data_of(rank_explorable(matrix, 2, alt=ALT, name="W"))["name"] == "W"
+    assert Slider("k", "k", [1, 2]).html().endswith('aria-hidden="true"></span></label>')
+
+
+def drawn(*boxes, arrow):
+    return _lay_out(
+        Diagram([Box(n, n, "frozen", row, column) for n, row, column in boxes], [arrow], "")
+    )
+
+
+def test_an_arrow_bends_in_the_gap_between_rows_and_ends_at_the_box():
+    column = [("a", 0, 0), ("b", 1, 0), ("c", 2, 0)]
+    boxes, round_it = (drawn(*column, arrow=("a", "c"))[key] for key in ("boxes", "arrows"))
+    away = drawn(*column, ("d", 2, 1), arrow=("a", "d"))["arrows"]
+    for (line,) in (round_it, away):
+        assert boxes[1]["y"] + boxes[1]["h"] < line[1][1] < boxes[0]["y"]
+    beside = drawn(("a", 0, 0), ("b", 0, 1), arrow=("a", "b"))
+    (left, right), ((start, end),) = beside["boxes"], beside["arrows"]
+    assert start[0] == left["x"] + left["w"] and end[0] == right["x"]
+
+
+def test_the_still_of_a_diagram_is_as_wide_as_the_diagram():
+    frame = drawn(("a", 0, 0), ("b", 0, 1), arrow=("a", "b"))
+    width, height = _diagram_still(frame).get_size_inches()
+    assert width / height == pytest.approx(frame["width"] / frame["height"], rel=0.01)
+
+
+def test_the_books_figures_are_wide_and_low():
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context():
+        use_style()
+        assert plt.rcParams["figure.figsize"] == [6.0, 3.2]

@@ -7,6 +7,7 @@ import transformers
 
 from pedagogic_peft import LoRA, attach, load_base, train
 from pedagogic_peft.course.pocket import lessons, tasks, vision
+from pedagogic_peft.course.pocket.lessons import picture_rates, pictures
 
 RECIPE = "Boil the water , add salt and cook the pasta for ten minutes ."
 
@@ -137,3 +138,14 @@ def test_the_vision_lesson_runs_on_real_images(small_vit, photographs):
 def test_an_unknown_domain_or_split_is_an_error_before_anything_is_fetched(wrong):
     with pytest.raises(ValueError, match="expected one of"):
         lessons.pictures("no/such-model", source="no/such-data", **wrong)
+
+
+def test_pictures_are_those_to_train_on_unless_others_are_asked_for():
+    assert len(pictures("pocket-vit")) == 1100
+
+
+def test_rates_for_pictures_are_below_one():
+    for base in ("pocket-vit", "google/vit"):
+        rates = picture_rates(base)
+        assert rates.keys() == {"head", "LoRA", "full"}
+        assert all(0 < rate < 0.1 for rate in rates.values())

@@ -171,3 +171,20 @@ def test_gelu_new_keeps_three_more_tensors_in_each_layer():
 def test_another_architecture_is_an_error():
     with pytest.raises(ValueError, match="model_type='opt': the formula knows gpt2 and llama"):
         Decoder.of(hf.OPTConfig())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_layer_keeps_exactly_the_bytes_of_the_formula(kind):
+    def found(layers):
+        if kind == "gpt2":
+            model = gpt2(vocab_size=90, n_embd=8, n_layer=layers, n_head=1, n_positions=64)
+        else:
+            config = llama(num_key_value_heads=4).config
+            config.num_hidden_layers = layers
+            model = hf.LlamaForCausalLM(config)
+        ids = torch.randint(5, 80, (4, 40))
+        kept = kept_by_autograd(model, {"input_ids": ids, "labels": ids})
+        return kept, activations(Decoder.of(model.config), 4, 40)
+
+    (one, by_formula), (three, again) = found(1), found(3)
+    assert three - one == again - by_formula

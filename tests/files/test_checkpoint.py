@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
-from models import build, logits, randomise
+import transformers as hf
+from models import VOCAB, build, logits, randomise
 from safetensors.torch import load_file, save_file
 
 from pedagogic_peft import LoRA, attach, detach, load, merge, save
+from pedagogic_peft.core.verbs import adaptations_of
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what is meant here
@@ -389,3 +392,47 @@ def test_a_failed_save_leaves_the_old_files_whole(saved, monkeypatch):
     with pytest.raises(OSError, match="taken away"):
         save(attach(build("gpt2"), LoRA(r=2)), saved.path)
     assert {file.name: file.read_bytes() for file in saved.path.iterdir()} == before
+
+
+def test_a_checkpoint_with_a_strange_pattern_is_refused_in_full(tmp_path):
+    save(attach(build("gpt2"), LoRA(r=2)), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": 3}))
+    words = "alpha_pattern=3: expected a dict, {end of a path: value}"
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=re.escape(words)):
+        load(build("gpt2"), tmp_path)
+
+
+def test_an_empty_folder_is_said_to_have_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="it has nothing$"):
+        load(build("gpt2"), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_heads_pefts_token_classifiers_name_need_not_all_be_there(tmp_path):
+    import peft
+
+    def model():
+        torch.manual_seed(3)
+        sizes = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2)
+        return hf.BertForTokenClassification(
+            hf.BertConfig(vocab_size=VOCAB, num_hidden_layers=1, **sizes)
+        )
+
+    config = peft.LoraConfig(task_type="TOKEN_CLS", r=2, target_modules=["query"])
+    peft.get_peft_model(model(), config).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"]
+    assert set(stored) == {"classifier", "score"}
+    loaded = adaptations_of(load(model(), tmp_path)).methods["default"]
+    assert list(loaded.modules_to_save) == ["classifier"]
+
+
+def test_a_save_that_never_gets_its_turn_says_so(tmp_path, monkeypatch):
+    def busy(source, target):
+        target.mkdir(exist_ok=True)  # another process has always been faster
+        raise OSError("Directory not empty")
+
+    model = attach(build("gpt2"), LoRA(r=2))
+    monkeypatch.setattr("os.rename", busy)
+    with pytest.raises(OSError, match="not empty"):
+        save(model, tmp_path)

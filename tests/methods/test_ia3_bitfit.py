@@ -17,6 +17,7 @@ from pedagogic_peft import (
     unmerge,
 )
 from pedagogic_peft.core.sites import sites
+from pedagogic_peft.core.verbs import adaptations_of
 from pedagogic_peft.methods.bitfit import BitFit
 from pedagogic_peft.methods.ia3 import IA3
 
@@ -308,3 +309,14 @@ def test_ia3_and_lora_at_one_place_merge_to_what_they_compute_together(order, fe
     x = torch.randn(5, 8)
     expected = model(x)
     torch.testing.assert_close(merge(model)(x), expected)
+
+
+def test_ia3_of_an_input_of_two_numbers_is_read_back(tmp_path):
+    def model():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
+
+    method = IA3(target_modules=["0", "1"], feedforward_modules=["1"])
+    save(attach(model(), method), tmp_path)
+    loaded = adaptations_of(load(model(), tmp_path)).methods["default"]
+    assert list(loaded.feedforward_modules) == ["1"]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.deltas import deltas_of
 from models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from torch import nn
 
@@ -252,3 +253,28 @@ def test_the_merged_model_without_wrappers_is_an_ordinary_model():
 def test_impossible_hyper_parameters_are_refused(arguments, value):
     with pytest.raises((ValueError, TypeError), match=value):
         LoRA(**arguments)
+
+
+def test_lora_of_a_table_knows_the_tables_scale():
+    table = nn.Embedding(5, 4)
+    assert LoRAEmbedding(table, 2, 4).embed_scale == 1.0
+    table.embed_scale = 3.0
+    assert LoRAEmbedding(table, 2, 4).embed_scale == 3.0
+
+
+def test_a_rank_beyond_the_matrix_is_pointed_out():
+    with pytest.warns(UserWarning, match=r"r=40 .*c_attn.*32.*rank_pattern"):
+        attach(build("gpt2"), LoRA(r=40))
+
+
+def test_training_and_inference_agree_on_the_batch():
+    """Dropout sits on the way into A alone; in evaluation there is none."""
+    model = attach(build("gpt2"), LoRA(dropout=0.5))
+    randomise(model)
+    assert torch.equal(logits(model, "gpt2"), logits(model, "gpt2"))
+    model.train()
+    assert not torch.equal(model(**batch("gpt2")).logits, model(**batch("gpt2")).logits)
+
+
+def test_the_class_of_the_book_is_still_the_delta_of_a_linear_map():
+    assert {type(delta) for delta in deltas_of(attach(build("gpt2"), LoRA()))} == {LoRALinear}

@@ -401,3 +401,13 @@ def test_moving_the_model_to_another_device_moves_everything():
     linear = NF4Linear(nn.Linear(8, 8)).to("meta")
     assert {t.device.type for t in linear.state_dict().values()} == {"meta"}
     assert linear.codes.dtype == torch.uint8
+
+
+def test_a_quantised_map_follows_the_dtype_of_its_model():
+    from pedagogic_peft.methods.nf4 import NF4Linear
+
+    layer = NF4Linear(nn.Linear(64, 64))
+    assert layer.weight.dtype == torch.float32
+    assert layer.bfloat16().weight.dtype == torch.bfloat16
+    assert layer.to("cpu").weight.dtype == torch.bfloat16  # a move alone changes no dtype
+    assert layer.float().weight.dtype == torch.float32

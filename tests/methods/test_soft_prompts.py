@@ -2,10 +2,12 @@
 
 import copy
 import io
+import json
 import pickle
 
 import pytest
 import torch
+import transformers as hf
 from models import BUILDERS, VOCAB, batch, build, gradients, logits, randomise
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from pedagogic_peft.core.attention import NAME, attention
 from pedagogic_peft.core.sites import View, sites
 from pedagogic_peft.files.codecs import codec_of
 from pedagogic_peft.methods.llama_adapter import GatedPrompt, LlamaAdapter
-from pedagogic_peft.methods.prefix_tuning import PrefixTuning, PTuningV2
+from pedagogic_peft.methods.prefix_tuning import Prefix, PrefixTuning, PTuningV2
 from pedagogic_peft.methods.prompt_tuning import PromptTuning, PTuning
 
 METHODS = {
@@ -671,3 +673,42 @@ def test_impossible_hyper_parameters_are_refused(make, message):
 
 def test_p_tuning_v2_is_prefix_tuning():
     assert PTuningV2 is PrefixTuning
+
+
+@pytest.mark.parametrize("init, stored", [("zero", "zero"), ("normal", None)])
+def test_a_checkpoint_says_how_a_prefix_began(tmp_path, init, stored):
+    save(attach(build("gpt2"), PrefixTuning(num_virtual_tokens=2, init_weights=init)), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["init_weights"] == stored
+
+
+@pytest.mark.parametrize("is_causal, masked", [(None, True), (True, True), (False, False)])
+def test_a_prefix_makes_a_causal_mask_unless_it_is_told_not_to(is_causal, masked):
+    prefix, seen = Prefix((2, 2, 1, 4), "normal", None, None), []
+    Q = torch.randn(1, 1, 3, 4)
+    module = nn.Module()
+    module.is_causal = True
+    run = lambda module, Q, K, V, mask, **kwargs: seen.append(mask)  # noqa: E731
+    prefix.attend(run, module, Q, Q, Q, None, is_causal=is_causal)
+    expected = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
+    assert (seen[0] is not None) == masked
+    assert not masked or torch.equal(seen[0][0, 0], expected)
+
+
+THREE = torch.tensor([[3, 4, 5], [6, 7, 8]])
+
+
+def test_a_prefix_has_the_heads_own_size():
+    sizes = dict(hidden_size=32, intermediate_size=16, num_hidden_layers=1, head_dim=24)
+    config = hf.LlamaConfig(vocab_size=VOCAB, num_attention_heads=2, num_key_value_heads=1, **sizes)
+    model = attach(hf.LlamaForCausalLM(config), PrefixTuning(num_virtual_tokens=3))
+    assert model.model.layers[0].self_attn.hooks.deltas["default"].prefix.shape == (3, 2, 1, 24)
+    assert model(input_ids=THREE).logits.shape == (2, 3, VOCAB)
+
+
+def test_a_prompts_rows_have_the_segment_zero_and_a_mask_of_the_dtype_given():
+    model = attach(build("bert"), PromptTuning(num_virtual_tokens=2))
+    delta, ones = model.bert.hooks.deltas["default"], torch.ones_like(THREE)
+    given = {"input_ids": THREE, "token_type_ids": ones, "attention_mask": ones.bool()}
+    _, kwargs = delta.enter(model.bert, (), given)
+    assert kwargs["token_type_ids"].tolist() == [[0, 0, 1, 1, 1]] * 2
+    assert kwargs["attention_mask"].dtype == torch.bool and kwargs["attention_mask"].all()

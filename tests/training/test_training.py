@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
+from helpers.deltas import deltas_of
 from models import build
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, train
+from pedagogic_peft.training.snapshots import Snapshot
 from pedagogic_peft.training.train import pad_collate
 
 EXAMPLES = [{"input_ids": [3 + i, 4, 5, 6][: 2 + i % 3]} for i in range(10)]
@@ -253,3 +255,70 @@ def test_a_plain_module_can_be_trained():
     rows = [{"x": float(i), "y": 2.0 * i} for i in range(4)]
     history = train(Model(), rows, steps=50, lr=0.3, progress=False)
     assert history[-1]["loss"] < 0.1 < history[0]["loss"]
+
+
+def test_the_state_of_a_run_has_that_of_fp16s_scaler(tmp_path):
+    model = attach(build("gpt2"), LoRA(r=1))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+    def snapshot(scale):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return Snapshot(tmp_path / "run.pt", {}, model, optimizer, scaler)
+
+    first = snapshot(8.0)
+    first.scaler.scale(torch.zeros(1))  # it begins to count
+    first.save([{"step": 1}])
+    again = snapshot(2.0)
+    again.restore()
+    assert again.scaler.state_dict()["scale"] == 8.0
+
+
+def test_weights_do_not_decay_unless_asked():
+    examples = [{"input_ids": [3, 4], "labels": [3, 4]}]
+    for decay, moves in ((0.0, False), (0.1, True)):
+        model = attach(build("gpt2"), LoRA(r=2))
+        A = model.transformer.h[0].attn.c_attn.deltas["default"].lora_A.weight
+        before = A.detach().clone()  # B is zero, so its first gradient is too
+        train(model, examples, steps=1, lr=0.1, weight_decay=decay, progress=False)
+        assert torch.equal(A, before) != moves
+
+
+def test_a_batch_is_padded_with_zero():
+    batch = pad_collate()([{"input_ids": [5]}, {"input_ids": [6, 7]}])
+    assert batch["input_ids"].tolist() == [[5, 0], [6, 7]]
+
+
+def test_the_hooks_see_the_gradients_and_the_optimisers_step():
+    model = attach(build("gpt2"), LoRA(r=2))
+    B = deltas_of(model)[0].lora_B.weight
+    seen = []
+
+    def before_step(step):
+        seen.append(("before", step, bool(B.grad.any()), B.detach().clone()))
+
+    def after_step(step):
+        seen.append(("after", step, bool(B.grad.any()), B.detach().clone()))
+
+    options = {"steps": 3, "batch_size": 4, "progress": False}
+    train(model, EXAMPLES, **options, before_step=before_step, after_step=after_step)
+    assert [(when, step) for when, step, _, _ in seen] == [
+        (when, step) for step in (1, 2, 3) for when in ("before", "after")
+    ]
+    assert all(gradient for _, _, gradient, _ in seen)
+    for (_, _, _, before), (_, _, _, after) in zip(seen[::2], seen[1::2], strict=True):
+        assert not torch.equal(before, after)
+    for (_, _, _, after), (_, _, _, before) in zip(seen[1::2], seen[2::2], strict=False):
+        assert torch.equal(after, before)
+
+
+def test_what_before_step_does_to_the_gradients_counts_and_is_clipped():
+    model = attach(build("gpt2"), LoRA(r=2))
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def before_step(step):
+        for parameter in trained:
+            parameter.grad.fill_(3.0)
+
+    history = train(model, EXAMPLES, steps=1, progress=False, before_step=before_step)
+    count = sum(p.numel() for p in trained)
+    assert history[0]["grad_norm"] == pytest.approx(3 * math.sqrt(count), rel=1e-4)
