@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -194,24 +192,41 @@ def test_absurd_hyper_parameters_are_refused(saved, change):
 
 # "The process was killed while it saved, and both checkpoints were gone"
 
-SAVE_FOR_EVER = """
-import sys, torch; sys.path.insert(0, sys.argv[2])
-from models import build, randomise
-from pedagogic_peft import LoRA, attach, save
-model = attach(build("gpt2"), LoRA(r=64, target_modules="all-linear"))
-while True:
-    torch.manual_seed(0); randomise(model); save(model, sys.argv[1]); print("saved", flush=True)
-"""
+
+def save_for_ever(folder):
+    """Return the number of a process that saves again and again, and what it writes a byte to after each.
+
+    It is a fork, for it has everything imported already.
+    """
+    reads, writes = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            model = attach(build("gpt2"), LoRA(r=64, target_modules="all-linear"))
+            while True:
+                torch.manual_seed(0)
+                randomise(model)
+                save(model, folder)
+                os.write(writes, b".")
+        finally:
+            os._exit(1)
+    os.close(writes)
+    return process, open(reads, "rb", buffering=0)
+
+
+def kill(process, said):
+    os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    assert os.WIFSIGNALED(status)  # it had not ended by itself
+    said.close()
 
 
 @pytest.mark.parametrize("delay", [0.001, 0.004, 0.009, 0.02])
 def test_killing_the_process_while_it_saves_leaves_a_whole_checkpoint(tmp_path, delay):
-    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, tmp_path / "saved"]
-    process = subprocess.Popen([*arguments, Path(__file__).parents[1]], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"saved\n"
+    process, said = save_for_ever(tmp_path / "saved")
+    assert said.read(1) == b"."
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill(process, said)
     model = load(build("gpt2"), tmp_path / "saved")
     assert detach(model) is model
 
@@ -240,14 +255,11 @@ def test_a_save_that_was_killed_between_its_two_files_is_whole(saved, monkeypatc
 
 
 def test_two_processes_that_save_to_one_place_leave_a_whole_checkpoint(tmp_path):
-    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, tmp_path / "saved"]
-    arguments.append(Path(__file__).parents[1])
-    both = [subprocess.Popen(arguments, stdout=subprocess.PIPE) for _ in range(2)]
-    for process in both:
-        assert [process.stdout.readline() for _ in range(20)] == [b"saved\n"] * 20
-    for process in both:
-        process.kill()
-        process.communicate()
+    both = [save_for_ever(tmp_path / "saved") for _ in range(2)]
+    for _, said in both:
+        assert [said.read(1) for _ in range(20)] == [b"."] * 20
+    for process, said in both:
+        kill(process, said)
     load(build("gpt2"), tmp_path / "saved")
 
 
