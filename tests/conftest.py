@@ -1,5 +1,6 @@
 """Shared by all tests: one thread and fixed seeds, so that results do not depend on the machine."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,3 +15,9 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays: accelerate collects garbage after each training, over all of it."""
+    gc.collect()
+    gc.freeze()
