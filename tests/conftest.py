@@ -11,6 +11,17 @@ import torch
 
 torch.set_num_threads(1)
 
+LONGEST = (
+    "tests/faults/test_book.py",
+    "tests/book/test_another_base.py",
+    "tests/book/test_gate.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, or at the end one core would work on them while the others wait."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
