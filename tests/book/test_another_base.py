@@ -4,8 +4,10 @@ The base is a small checkpoint and the data are small files, both written here, 
 real ones; trainings are cut to a few steps. So this tests that the lesson runs, not what it finds.
 """
 
+import copy
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -109,25 +111,42 @@ def write_data(root):
                 Image.fromarray(pixels).save(folder / f"{k}.png")
 
 
+@pytest.fixture(scope="module")
+def records():
+    """Of the 360 small trainings that two pages ask for, once: {base: records}."""
+    return {}
+
+
+def stored(results, records, base):
+    if base not in records:
+        records[base] = results(base)
+    return copy.deepcopy(records[base])
+
+
 @pytest.fixture
-def few_steps(hub, monkeypatch, tmp_path):
+def few_steps(hub, records, monkeypatch, tmp_path):
     """Fetch from the folder, train shortly, and write into a folder of this test's own."""
     fetch, learn = datasets.load_dataset, pedagogic_peft.train
 
     def load_dataset(name, *args, **options):
         return fetch(str(hub / name), **options)
 
-    def cut(at):
+    def cut(at, all_if_watched):
         def train(*args, steps, **options):
-            watched = "after_step" in options  # AdaLoRA, whose budget counts the steps
-            return learn(*args, steps=steps if watched else min(steps, at), **options)
+            watched = (
+                "after_step" in options
+            )  # AdaLoRA, of which the page shows ranks after all steps
+            return learn(
+                *args, steps=steps if watched and all_if_watched else min(steps, at), **options
+            )
 
         return train
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(pedagogic_peft, "train", cut(at=20))
+    monkeypatch.setattr(pedagogic_peft, "train", cut(at=20, all_if_watched=True))
     for module in (lora_grid, lora_family, tuning):
-        monkeypatch.setattr(module, "train", cut(at=2))
+        monkeypatch.setattr(module, "train", cut(at=2, all_if_watched=False))
+    monkeypatch.setattr(lora_family, "results", partial(stored, lora_family.results, records))
     for module in (lora_grid, tuning):
         monkeypatch.setattr(module, "SEEDS", (0,))
     monkeypatch.setattr(lora_family, "score", lambda task, model, *rest: 0.5)
@@ -136,7 +155,14 @@ def few_steps(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(plt, "show", plt.close)
 
 
-@pytest.mark.parametrize("name", PAGES)
+def page(name):
+    """The pages that read the same records are run by one process, if there are several."""
+    same = name in ("02_lora/lora_family", "07_conclusion/conclusion")
+    marks = [pytest.mark.xdist_group("the records of chapter 2")] if same else []
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [page(name) for name in PAGES])
 def test_a_page_runs_on_another_base(name, hub, few_steps):
     base = hub / BASES.get(name, "gpt2")
     cells = json.loads((CHAPTERS / f"{name}.ipynb").read_text())["cells"]
