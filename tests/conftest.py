@@ -1,5 +1,6 @@
 """Shared by all tests: one thread and fixed seeds, so that results do not depend on the machine."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,7 +11,24 @@ import torch
 
 torch.set_num_threads(1)
 
+LONGEST = (
+    "tests/faults/test_book.py",
+    "tests/book/test_another_base.py",
+    "tests/book/test_gate.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, or at the end one core would work on them while the others wait."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays: accelerate collects garbage after each training, over all of it."""
+    gc.collect()
+    gc.freeze()

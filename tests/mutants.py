@@ -4,8 +4,8 @@
 
 mutmut makes the mutants; pyproject.toml says of which files. Each is judged by the quickest tests that reach
 it, `SECONDS` of them, so a share of killed ones is the least that all the tests kill. The sample is drawn
-with a fixed seed, from every file its share. A survivor is killed by a test of its own
-(test_mutants_killed.py) or explained in survivors.toml; one that is neither is printed. mutmut changes no
+with a fixed seed, from every file its share. A survivor is killed by a test of its own, beside the others of
+its subject, or explained in survivors.toml; one that is neither is printed. mutmut changes no
 decorated function (but for static and class methods), and nothing outside of functions.
 
 What was judged is kept in ``mutants/``: a run that was stopped goes on, and a later one tries again those

@@ -4,7 +4,7 @@ python book/tools/address.py REPOSITORY SITE
 
 REPOSITORY is like https://github.com/OWNER/NAME, SITE like https://OWNER.github.io/NAME/. Both are
 written into _config.yml and into every file that names the old ones (the notebooks' first cells, the
-README, pyproject.toml ...). `tests/test_book.py` fails on a file that names another address.
+README, pyproject.toml ...). `tests/book/test_book.py` fails on a file that names another address.
 """
 
 import os

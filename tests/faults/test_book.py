@@ -21,6 +21,8 @@ from PIL import Image
 
 from faults import killing
 
+pytestmark = pytest.mark.xdist_group("one build")  # so that the undisturbed build is made once
+
 ROOT = Path(__file__).parents[2]
 REAL = ["Makefile", "_config.yml", "book/_static", "book/_templates", "book/tools"]
 REAL += [

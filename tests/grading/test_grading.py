@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ASSIGNMENTS = sorted(path.stem for path in (ROOT / "assignments").glob("*.ipynb"))
-# Wrong answers to the parts that train; tests/test_assignments.py tries the others.
+# Wrong answers to the parts that train; tests/book/test_assignments.py tries the others.
 WRONG = {
     f"{path.stem}-{name}": (path.stem, patch)
     for path in sorted((ROOT / "tests" / "wrong_answers").glob("*.toml"))

@@ -1,0 +1,145 @@
+"""Proof of the gate: the command that judges the notebooks fails on what must not be published.
+
+`make gate` is the command `make test` runs; here it judges copies of notebooks elsewhere.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+TINY = ["import random\n\nrandom.seed(0)", "print(sum([20, 22]))", "[random.randint(0, 9), 7]"]
+CHAPTERS = sorted((ROOT / "chapters").rglob("*.ipynb"))
+FLAGSHIP = ROOT / "chapters" / "02_lora" / "lora_from_scratch.ipynb"
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dict:
+    """A small notebook, executed: what an author would commit."""
+    cells = [nbformat.v4.new_code_cell(source) for source in TINY]
+    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    NotebookClient(notebook, kernel_name="python3", record_timing=False).execute()
+    return notebook
+
+
+def gate(folder: Path, notebook: dict) -> subprocess.CompletedProcess:
+    """Judge one notebook as `make test` judges the chapters."""
+    folder.mkdir(exist_ok=True)
+    (folder / "page.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    shutil.copy(ROOT / "chapters" / "conftest.py", folder)
+    report = folder.parent / "report.xml"  # not the one that the site's status page shows
+    command = ["make", "gate", f"CHAPTERS={folder}", f"BIN={Path(sys.executable).parent}"]
+    command += ["JOBS=0", f"REPORT={report}"]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MAKE", "MFLAGS"))}
+    return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300)
+
+
+def change_a_digit(notebook: dict) -> None:
+    output = notebook["cells"][1]["outputs"][0]
+    output["text"] = output["text"].replace("42", "43")
+
+
+def change_a_trained_number(notebook: dict) -> None:
+    """Twice what the cell allows."""
+    declare_a_tolerance(notebook, abs=0.5)
+    notebook["cells"][1]["outputs"][0]["text"] = "43.0\n"
+
+
+def change_a_count(notebook: dict) -> None:
+    declare_a_tolerance(notebook, abs=0.5)
+    change_a_digit(notebook)
+
+
+def declare_a_tolerance(notebook: dict, **limits: float) -> None:
+    """Let the second cell print 42.0, and a number with decimals differ."""
+    notebook["cells"][1]["metadata"]["tolerance"] = limits | {"reason": "it is a test of the gate"}
+    notebook["cells"][1]["source"] = "print(42.0)"
+    notebook["cells"][1]["outputs"][0]["text"] = "42.0\n"
+
+
+def raise_an_error(notebook: dict) -> None:
+    notebook["cells"][1]["source"] = "raise RuntimeError('broken')"
+
+
+def never_execute(notebook: dict) -> None:
+    for cell in notebook["cells"]:
+        cell.update(execution_count=None, outputs=[])
+
+
+def test_the_gate_lets_an_honest_notebook_pass(tmp_path, tiny):
+    judged = gate(tmp_path / "chapters", tiny)
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+
+
+def test_the_gate_lets_a_number_within_its_tolerance_pass(tmp_path, tiny):
+    near = json.loads(json.dumps(tiny))
+    declare_a_tolerance(near, abs=0.5)
+    near["cells"][1]["outputs"][0]["text"] = "42.4\n"
+    judged = gate(tmp_path / "chapters", near)
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    assert '"largest": 0.4' in (tmp_path / "report.xml").read_text().replace("&quot;", '"')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (change_a_digit, "Cell outputs differ"),
+        (change_a_trained_number, "beyond the tolerance (abs 0.5): 43.0 -> 42.0"),
+        (change_a_count, "Cell outputs differ"),
+        (raise_an_error, "Notebook cell execution failed"),
+        (never_execute, "test_it_was_executed_once"),
+    ],
+)
+def test_the_gate_stops(tmp_path, tiny, spoil: Callable[[dict], None], message: str):
+    spoiled = json.loads(json.dumps(tiny))
+    spoil(spoiled)
+    judged = gate(tmp_path / "chapters", spoiled)
+    assert judged.returncode != 0
+    assert message in judged.stdout
+
+
+def test_a_stage_that_fails_does_not_hide_the_next(tmp_path, tiny):
+    spoiled = json.loads(json.dumps(tiny))
+    never_execute(spoiled)  # which nbval would pass
+    judged = gate(tmp_path / "chapters", spoiled)
+    assert "3 passed" in judged.stdout  # nbval ran, after the checks of the page had failed
+    assert (
+        judged.stdout.strip().splitlines()[-1] == "failed: gate-pages (of gate-pages gate-outputs)"
+    )
+
+
+def test_the_gate_stops_a_page_of_the_book_with_one_changed_output(tmp_path):
+    """The head of the real page, up to its first printed output, with one letter changed."""
+    notebook = json.loads(FLAGSHIP.read_text(encoding="utf-8"))
+    printed = head_until_first_print(notebook)
+    printed["text"] = ["".join(printed["text"]) + "!"]
+    judged = gate(tmp_path / "chapters", notebook)
+    assert judged.returncode != 0
+    assert "Cell outputs differ" in judged.stdout
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_page_prints_something_that_the_gate_compares(path):
+    head_until_first_print(json.loads(path.read_text(encoding="utf-8")))
+
+
+def head_until_first_print(notebook: dict) -> dict:
+    """Cut the notebook after the first printed output that is compared; return that output."""
+    for i, cell in enumerate(notebook["cells"]):
+        compared = "nbval-ignore-output" not in cell["metadata"].get("tags", [])
+        for output in cell.get("outputs", []):
+            if compared and output["output_type"] == "stream":
+                notebook["cells"] = notebook["cells"][: i + 1]
+                return output
+    pytest.fail("the page prints nothing that is compared")

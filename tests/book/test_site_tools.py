@@ -1,0 +1,196 @@
+"""The tools that build the site: formulas drawn, rules kept, selectors split, reports read."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+TOOLS = Path(__file__).parents[2] / "book" / "tools"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+@pytest.fixture(scope="module")
+def engine():
+    engine = load("prerender_math").MathJax()
+    yield engine
+    engine.close()
+
+
+def test_a_formula_is_drawn_and_said(engine):
+    drawn = engine.draw(r"\Delta W = \frac{\alpha}{r} B A", display=True)
+    assert drawn.count("<mjx-mfrac") == 1
+    assert '<mjx-math aria-hidden="true"' in drawn
+    assert "<mfrac>" in drawn and "<mjx-assistive-mml><math" in drawn
+    assert "\\frac" not in drawn
+    assert engine.draw("x", display=False, html=False).startswith("<math")
+
+
+@pytest.mark.parametrize("tex", [r"\frac{a}{", r"\nosuchcommand", r"\begin{align} a", "x_a_b"])
+def test_a_formula_with_an_error_is_refused(engine, tex):
+    with pytest.raises(ValueError, match="formula"):
+        engine.draw(tex, display=True)
+
+
+@pytest.mark.parametrize(
+    ("selector", "kept"),
+    [
+        ("html body", True),
+        (".used", True),
+        (".used .gone", False),
+        ("#gone", False),
+        ("a:not(.gone)", True),
+        (".used:is(.gone, :hover)", True),
+        (r".used\:odd", False),
+        ('.used[data-x=".gone"]', True),
+        ("::selection", True),
+    ],
+)
+def test_only_a_rule_that_can_match_is_kept(selector, kept):
+    assert load("lighten").can_match(selector, {"used"}) is kept
+
+
+def test_selectors_are_split_at_their_own_commas():
+    assert load("lighten").split("a, b:is(c, d), e[f=','] ") == ["a", "b:is(c, d)", "e[f=',']"]
+
+
+def test_a_report_counts_failures_by_page():
+    suite = ElementTree.fromstring(
+        """<testsuite>
+        <testcase classname="chapters.02_lora.page.ipynb" name="Cell 0" time="1.5"/>
+        <testcase classname="chapters.02_lora.page.ipynb" name="Cell 1" time="2"><failure/></testcase>
+        <testcase classname="chapters.02_lora.page.ipynb" name="Cell 2" time="0"><skipped/></testcase>
+        <testcase classname="chapters.03.other.ipynb" name="Cell 0" time="1"/></testsuite>"""
+    )
+    assert load("reading").by_page(suite) == {
+        "chapters/02_lora/page": (3, 3.5, 2),
+        "chapters/03/other": (1, 1.0, 0),
+    }
+
+
+def test_the_longest_term_is_the_one_that_is_used():
+    tool = load("first_use")
+    terms = ["prefix", "prefix tuning", "full fine-tuning", "McNemar's test", "rank"]
+    found = [
+        tool.name_of(use.group(), terms)
+        for use in tool.pattern(terms).finditer(
+            "Prefix\ntuning and prefixes, full fine-tuning, prefix, McNemar’s test, low-rank, ranks, ranking"
+        )
+    ]
+    assert found == ["prefix tuning", "full fine-tuning", "prefix", "McNemar's test", "rank"]
+
+
+def test_a_first_use_is_linked_once_and_only_in_prose():
+    from types import SimpleNamespace
+
+    from docutils import nodes
+
+    tool = load("first_use")
+    objects = {("term", "rank"): ("book/glossary", "term-rank")}
+    objects[("term", "seed")] = ("book/glossary", "term-seed")
+    app = SimpleNamespace(
+        env=SimpleNamespace(domaindata={"std": {"objects": objects}}),
+        builder=SimpleNamespace(get_relative_uri=lambda page, to: f"../{to}.html"),
+    )
+    code, link = nodes.literal("", "rank"), nodes.reference("", "the seed", refuri="x#term-seed")
+    text = nodes.paragraph(
+        "", "", code, nodes.Text(" of rank 2, rank 3, "), link, nodes.Text(" seed")
+    )
+    page = nodes.section("", nodes.title("", "Rank"), text)
+    tool.link_terms(app, page, "chapters/02_lora/page")
+    made = [node["refuri"] for node in page.findall(nodes.reference)]
+    assert made == ["../book/glossary.html#term-rank", "x#term-seed"]
+    assert text.astext() == "rank of rank 2, rank 3, the seed seed"
+
+
+def test_a_figure_waits():
+    tool = load("lighten")
+    body = "<figure>\n</figure>\n<script>\n(() => {\nconst data = 1;</script><script>other</script>"
+    waiting = tool.FIGURE.sub(r'\1<script type="text/figure">', body)
+    assert waiting.count("text/figure") == 1 and "<script>other" in waiting
+
+
+def test_a_figure_that_moves_gets_a_caption_that_is_numbered():
+    from docutils import nodes
+    from docutils.utils import new_document
+
+    tool, page = load("moving_figures"), new_document("page")
+    start = '<figure class="explorable" data-figure="fig-1">'
+    stage = '<div class="stage" role="img" aria-label="What it shows."></div>'
+    for caption in ("<figcaption>A &amp; B.</figcaption>\n", ""):
+        bundle = nodes.container(nb_element="mime_bundle")
+        bundle += nodes.raw("", f"{start}{stage}{caption}</figure>", format="html")
+        page += bundle
+    page += nodes.container("", nodes.raw("", "<table></table>"), nb_element="mime_bundle")
+    tool.number(None, page)
+    figures = list(page.findall(nodes.figure))
+    assert [figure[-1].astext() for figure in figures] == ["A & B.", "What it shows."]
+    assert all(figure["ids"] and "figcaption" not in figure[0].astext() for figure in figures)
+
+
+def test_the_sites_address_leads_on(tmp_path):
+    landing = tmp_path / "book" / "index.html"
+    landing.parent.mkdir()
+    card = '<meta property="og:title" content="PEFT" />'
+    landing.write_text(f"<head>{card}<title>PEFT &amp; you</title></head>", encoding="utf-8")
+    front = load("lighten").lead_to(landing, tmp_path)
+    assert card in front and "0; url=book/index.html" in front and ">PEFT &amp; you</a>" in front
+
+
+def test_the_audit_asks_for_what_the_checks_in_a_browser_ask_for():
+    asked = json.loads((TOOLS.parents[1] / "lighthouserc.json").read_text())["ci"]["assert"]
+    floors = {name: wanted for name, (_, wanted) in asked["assertions"].items()}
+    assert all(level == "error" for level, _ in asked["assertions"].values())
+    assert floors["categories:accessibility"]["minScore"] == 1
+    assert floors["categories:performance"]["minScore"] == 0.95
+    assert floors["total-byte-weight"]["maxNumericValue"] == 600_000
+
+
+def rerun(path: Path) -> bytes:
+    config = ["--config", TOOLS / "nbconvert_config.py"]
+    command = [sys.executable, "-m", "nbconvert", "--inplace", *config, path]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return path.read_bytes()
+
+
+def test_a_notebook_that_is_run_again_is_the_same_file(tmp_path):
+    """Whatever an editor added, and however its output came in."""
+    source = "import sys\nprint(1)\nsys.stdout.flush()\nprint(2)"
+    left = {"collapsed": False, "execution": {"iopub.status.busy": "now"}, "tags": ["solution"]}
+    page = new_notebook(cells=[new_markdown_cell("# A"), new_code_cell(source, metadata=left)])
+    page.metadata = {"language_info": {"name": "python", "version": "3.0"}}
+    nbformat.write(page, tmp_path / "page.ipynb")
+    once = rerun(tmp_path / "page.ipynb")
+    assert rerun(tmp_path / "page.ipynb") == once
+    made = json.loads(once)
+    assert made["metadata"]["language_info"].keys() == {"file_extension", "name", "pygments_lexer"}
+    assert made["cells"][1]["metadata"] == {"tags": ["solution"]}
+    assert [output["text"] for output in made["cells"][1]["outputs"]] == [["1\n", "2\n"]]
+
+
+def test_a_notebook_that_raises_is_left_as_it_was(tmp_path):
+    path = tmp_path / "page.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("1 / 0")]), path)
+    before = path.read_bytes()
+    with pytest.raises(subprocess.CalledProcessError):
+        rerun(path)
+    assert path.read_bytes() == before
+
+
+def test_the_status_page_names_pages_that_take_too_long():
+    costs = load("reading").costs
+    quick, slow = (10, 30.0, 0), (10, 90.0, 0)
+    assert "within the 10 minutes" in costs({"a": quick}) and "No page" in costs({"a": quick})
+    assert costs({"a": quick, "b": slow}).endswith("Longer than 60 s: b.")
+    assert "over the 10 minutes" in costs({str(i): slow for i in range(14)})

@@ -1,0 +1,315 @@
+"""The figures that move: right data, the same output every time, bad input refused."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pedagogic_peft.course.explorables.diagram import _diagram_still, _lay_out
+from pedagogic_peft.course.figures import (
+    Box,
+    Check,
+    Curves,
+    Diagram,
+    HeatMap,
+    Select,
+    Slider,
+    bars_explorable,
+    calculator_explorable,
+    chooser_explorable,
+    curves_explorable,
+    diagram_explorable,
+    explorable,
+    frame_slider,
+    heatmap_explorable,
+    live,
+    rank_explorable,
+    use_style,
+)
+
+ALT = "A curve whose height the reader sets."
+
+
+@pytest.fixture
+def matrix() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(12, 3)) @ rng.normal(size=(3, 20)) + 0.1 * rng.normal(size=(12, 20))
+
+
+def data_of(figure) -> dict:
+    line = re.search(r"const data = (.*);\n", figure.html).group(1)
+    return json.loads(line.replace("<\\/", "</"))
+
+
+def small(**changes):
+    given = {"data": [1, 2], "controls": [Slider("x", "x", [1, 2])], "script": "return at.x.value;"}
+    return explorable(**(given | {"alt": ALT, "still": Figure()} | changes))
+
+
+def heat(controls=None, **changes):
+    given = {"rows": ["a", "b"], "columns": ["x", "y", "z"], "say": "Look."}
+    given["values"] = np.arange(6).reshape(2, 3) / 3
+    controls = controls or [Slider("k", "k", [1, 2])]
+    return heatmap_explorable(lambda k: HeatMap(**(given | changes)), controls, alt=ALT)
+
+
+def curves(y=1, **options):
+    def compute(k):
+        return Curves({"a": [(1, y), (2, 2 * k)]}, f"It ends at {2 * k}.")
+
+    return curves_explorable(compute, [Slider("k", "k", [1, 2])], x="x", y="y", alt=ALT, **options)
+
+
+def diagram(*arrows):
+    boxes = [Box("in", "x", "data", 0), Box("map", "W", "frozen", 1), Box("out", "h", "data", 2)]
+    side = Box("side", "BA", "trained", 1, 1)
+
+    def compute(k):
+        return Diagram([*boxes, side][: 3 + k], arrows, f"{k} updates")
+
+    return diagram_explorable(compute, [Slider("k", "k", [0, 1])], alt=ALT)
+
+
+def calculator(compute):
+    sizes = Slider("n", "parameters", [1, 2, 4])
+    return calculator_explorable(compute, "return {weights: at.n};", [sizes], alt=ALT, unit="GB")
+
+
+def chooser(rules):
+    sizes = Select("size", "size", ["small", "large"])
+    return chooser_explorable([sizes], {"LoRA": rules, "full": {}}, alt=ALT)
+
+
+def test_rank_explorable_rebuilds_the_matrix(matrix):
+    data = data_of(rank_explorable(matrix, 12))
+    rebuilt = np.array(data["left"]).T @ np.array(data["right"])
+    assert np.abs(rebuilt - matrix / np.abs(matrix).max()).max() < 0.01
+    assert np.abs(np.array(data["matrix"]) / 255 - matrix / np.abs(matrix).max()).max() < 0.01
+
+
+def test_rank_explorable_shows_the_true_error(matrix):
+    data = data_of(rank_explorable(matrix, 5))
+    for r in range(1, 6):
+        u, s, v = np.linalg.svd(matrix)
+        copy = (u[:, :r] * s[:r]) @ v[:r]
+        error = 100 * np.linalg.norm(matrix - copy) / np.linalg.norm(matrix)
+        assert data["errors"][r - 1] == pytest.approx(error, abs=0.051)
+
+
+def test_the_same_data_give_the_same_output_and_other_data_another(matrix):
+    first, again = rank_explorable(matrix, 4), rank_explorable(matrix.copy(), 4)
+    assert first._repr_mimebundle_() == again._repr_mimebundle_()
+    assert first.html != rank_explorable(2 * matrix + 1, 4).html
+
+
+def test_the_signs_of_singular_vectors_do_not_matter(matrix):
+    flipped = rank_explorable(matrix[::-1, ::-1], 3)
+    data, back = data_of(rank_explorable(matrix, 3)), data_of(flipped)
+    assert np.allclose(np.array(data["left"])[:, ::-1], back["left"], atol=2e-3)
+
+
+def test_the_comparison_of_outputs_sees_the_summary(matrix):
+    assert "rank 3: " in rank_explorable(matrix, 3)._repr_mimebundle_()["text/plain"]
+
+
+def test_every_form_of_a_figure_is_given(matrix):
+    bundle = rank_explorable(matrix, 3)._repr_mimebundle_()
+    assert sorted(bundle) == ["image/png", "text/html", "text/plain"]
+    assert bundle["image/png"].startswith("iVBOR")
+
+
+def test_frame_slider_draws_one_picture_per_value():
+    seen = []
+
+    def draw(figure, value):
+        seen.append(value)
+        figure.subplots().plot([0, value])
+
+    figure = frame_slider(draw, [1, 2, 4], label="height", alt=ALT)
+    assert seen == [1, 2, 4]
+    assert len(set(data_of(figure))) == 3
+    assert "height = 4" in figure.html
+
+
+def test_nothing_in_a_figure_is_loaded_from_elsewhere(matrix):
+    assert "http" not in rank_explorable(matrix, 3).html.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_text_cannot_break_out_of_the_page():
+    page = small(
+        data={"text": "</script><b>"}, alt='A "quoted" <b>bold</b> figure.', caption="a < b"
+    ).html
+    assert page.count("</script>") == 1
+    assert "<b>" not in page.replace(json.dumps("<\\/script><b>"), "").split("<script>")[0]
+    assert "a &lt; b" in page
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Slider("1x", "x", [1, 2]), "'1x'"),
+        (lambda: Slider("x", "x", [1]), r"\[1\]"),
+        (lambda: Slider("x", "x", [1, 2], start=2), "start=2"),
+        (lambda: small(alt="short"), "'short'"),
+        (lambda: small(data=float("nan")), "JSON"),
+        (lambda: rank_explorable(np.zeros((4, 4)), 2), "all zero"),
+        (lambda: rank_explorable(np.full((4, 4), np.nan), 2), "finite"),
+        (lambda: rank_explorable(np.eye(4), 5), "max_rank=5"),
+        (lambda: rank_explorable(np.eye(201), 3), r"\(201, 201\)"),
+        (lambda: frame_slider(print, range(21), label="x", alt=ALT), "21 frames"),
+        (lambda: small(controls=[Slider("x", "x", [1, 2]), Check("x", "y")]), "of its own"),
+        (lambda: Slider("x", "x", [1, 2], shown=["one"]), "expected 2"),
+        (lambda: heat(rows=["a"]), r"\(2, 3\): expected \(1, 3\)"),
+        (lambda: heat(values=np.full((2, 3), np.inf)), "finite"),
+        (lambda: heat(controls=[Slider("k", "k", range(201))]), "201 settings"),
+        (lambda: curves(log_y=True, y=0), "y=0.0: expected numbers that are above zero"),
+        (lambda: curves(y=float("nan")), "finite"),
+        (lambda: Box("a", "a", "frozn", 0), "'frozn': expected one of frozen"),
+        (lambda: diagram(("in", "nowhere")), "no box 'nowhere'"),
+        (lambda: calculator(lambda n: {"weights": -n}), "-1"),
+        (lambda: chooser({"size": {"tiny": (1, "small")}}), "no answer 'tiny'"),
+        (lambda: chooser({"colour": {"red": (1, "red")}}), "question 'colour'"),
+        (lambda: chooser({"size": {"small": (4, "small")}}), "points 4"),
+    ],
+)
+def test_bad_input_is_refused_by_name(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+def test_importing_the_module_does_not_import_matplotlib():
+    code = "import sys, pedagogic_peft.course.figures; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_bars_show_the_numbers_that_were_given():
+    figure = bars_explorable(
+        Slider("w", "weight", [0, 0.5, 1]), {"up": [0, 50, 100], "down": [9, 5, 1]}, "abc", alt=ALT
+    )
+    data = data_of(figure)
+    assert data["bars"] == {"up": [0, 50, 100], "down": [9, 5, 1]}
+    assert data["longest"] == 100
+    assert "up: 0, 50, 100 %" in figure.text
+    assert "weight: 0, 0.5, 1" in figure.text
+
+
+def test_bars_of_another_number_than_the_slider_are_refused():
+    with pytest.raises(ValueError, match="up: 1 entries for the 2 values"):
+        bars_explorable(Slider("w", "w", [0, 1]), {"up": [1]}, "ab", alt=ALT)
+    with pytest.raises(ValueError, match="sentences: 3 entries"):
+        bars_explorable(Slider("w", "w", [0, 1]), {"up": [1, 2]}, "abc", alt=ALT)
+
+
+def test_a_heat_map_holds_what_was_computed_at_every_setting():
+    controls = [Slider("k", "k", [1, 2]), Check("half", "half")]
+
+    def compute(k, half):
+        values = [[0, k / (1 + half)]]
+        return HeatMap(["row"], ["left", "right"], values, f"k is {k}, half is {half}")
+
+    figure = heatmap_explorable(compute, controls, alt=ALT)
+    data = data_of(figure)
+    assert {key: one["values"] for key, one in data["frames"].items()} == {
+        "0,0": [[0, 1]], "0,1": [[0, 0.5]], "1,0": [[0, 2]], "1,1": [[0, 1]],
+    }  # fmt: skip
+    assert (data["low"], data["high"]) == (0, 2)
+    assert "k is 2, half is True" in figure.text
+
+
+def test_a_heat_map_with_negative_numbers_has_white_at_zero():
+    data = data_of(heat(values=[[-1, 0, 1], [2, 0, 0]]))
+    assert (data["low"], data["high"]) == (-2, 2)
+    assert data["colours"][len(data["colours"]) // 2] == [255, 255, 255]
+
+
+def test_curves_share_axes_that_hold_every_setting():
+    figure = curves(y=3)
+    box = data_of(figure)["box"]
+    assert box["x0"] <= 1 and box["x1"] >= 2 and box["y0"] <= 2 and box["y1"] >= 4
+    assert figure.text.endswith("It ends at 2.\nIt ends at 4.")
+
+
+def test_a_diagram_draws_every_box_and_every_arrow_in_its_frame():
+    frames = data_of(diagram(("in", "map"), ("in", "out"), ("map", "out")))["frames"]
+    assert [len(frame["boxes"]) for frame in frames.values()] == [3, 4]
+    for frame in frames.values():
+        assert len(frame["arrows"]) == 3
+        corners = [corner for arrow in frame["arrows"] for corner in arrow]
+        assert all(0 <= x <= frame["width"] and 0 <= y <= frame["height"] for x, y in corners)
+        assert all(box["x"] + box["w"] <= frame["width"] for box in frame["boxes"])
+
+
+def test_a_calculator_carries_pythons_results_for_the_browser_to_compare():
+    data = data_of(calculator(lambda n: {"weights": 3 * n}))
+    assert len(data["checks"]) == 25
+    for (position,), parts in data["checks"]:
+        assert parts == {"weights": 3 * [1, 2, 4][position]}
+
+
+def test_a_chooser_says_every_rule_to_who_cannot_see_it():
+    figure = chooser({"size": {"small": (2, "41 % here"), "large": (None, "too slow")}})
+    assert "LoRA / size = small: 2, 41 % here" in figure.text
+    assert "LoRA / size = large: out, too slow" in figure.text
+
+
+def test_live_controls_are_one_sentence_where_nobody_can_move_them(monkeypatch, capsys):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    live(print, r=[1, 2])
+    assert "JupyterLab" in capsys.readouterr().out
+
+
+def test_live_controls_run_the_function_with_what_the_reader_chose(monkeypatch):
+    shown, seen = [], []
+    monkeypatch.setenv("JPY_SESSION_NAME", "page.ipynb")
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    live(lambda r, alpha: seen.append((r, alpha)), r=[1, 2, 4], alpha=[8, 16])
+    rank, alpha, button, _ = shown[0].children
+    rank.value, alpha.value = 4, 16
+    button.click()
+    assert seen == [(4, 16)]
+
+
+def test_figures_carry_the_data_they_are_given():
+    chosen = data_of(chooser({"size": {"small": (2, "It is small.")}}))
+    assert chosen["questions"] == ["size"]
+    assert set(chosen["options"]) == {"LoRA", "full"}
+    assert data_of(curves(log_y=True))["logY"] is True and data_of(curves())["logY"] is False
+    matrix = np.arange(6.0).reshape(2, 3) + 1
+    assert data_of(rank_explorable(matrix, 2, alt=ALT))["name"] == "ΔW"
+    assert data_of(rank_explorable(matrix, 2, alt=ALT, name="W"))["name"] == "W"
+    assert Slider("k", "k", [1, 2]).html().endswith('aria-hidden="true"></span></label>')
+
+
+def drawn(*boxes, arrow):
+    return _lay_out(
+        Diagram([Box(n, n, "frozen", row, column) for n, row, column in boxes], [arrow], "")
+    )
+
+
+def test_an_arrow_bends_in_the_gap_between_rows_and_ends_at_the_box():
+    column = [("a", 0, 0), ("b", 1, 0), ("c", 2, 0)]
+    boxes, round_it = (drawn(*column, arrow=("a", "c"))[key] for key in ("boxes", "arrows"))
+    away = drawn(*column, ("d", 2, 1), arrow=("a", "d"))["arrows"]
+    for (line,) in (round_it, away):
+        assert boxes[1]["y"] + boxes[1]["h"] < line[1][1] < boxes[0]["y"]
+    beside = drawn(("a", 0, 0), ("b", 0, 1), arrow=("a", "b"))
+    (left, right), ((start, end),) = beside["boxes"], beside["arrows"]
+    assert start[0] == left["x"] + left["w"] and end[0] == right["x"]
+
+
+def test_the_still_of_a_diagram_is_as_wide_as_the_diagram():
+    frame = drawn(("a", 0, 0), ("b", 0, 1), arrow=("a", "b"))
+    width, height = _diagram_still(frame).get_size_inches()
+    assert width / height == pytest.approx(frame["width"] / frame["height"], rel=0.01)
+
+
+def test_the_books_figures_are_wide_and_low():
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context():
+        use_style()
+        assert plt.rcParams["figure.figsize"] == [6.0, 3.2]
