@@ -114,7 +114,7 @@ gate-outputs:
 	    --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval.cfg --junitxml=$(REPORT) $(CHAPTERS)
 
 portable: $(STAMP)  ## the gate as on other processors, imitated (PROCESSOR=name for one), with a report
-	$(BIN)/python tests/portable.py $(PROCESSOR)
+	$(BIN)/python tests/book/portable.py $(PROCESSOR)
 
 book: $(STAMP)  ## build the site into _build/html (any warning is an error)
 	$(BIN)/python book/tools/build.py

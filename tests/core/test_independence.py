@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers as hf
 from helpers.asserts import assert_as_before, snapshot
-from methods import CASES
-from models import randomise
+from helpers.methods import CASES
+from helpers.models import randomise
 
 from pedagogic_peft import LoRA, activate, attach, detach, disabled, train
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as hf
-from models import batch, build, logits, randomise
+from helpers.models import batch, build, logits, randomise
 
 from pedagogic_peft import (
     IA3,

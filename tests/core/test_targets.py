@@ -1,7 +1,7 @@
 """Which modules `target_modules` means, and that nothing is silently left out."""
 
 import pytest
-from models import build
+from helpers.models import build
 from torch import nn
 
 from pedagogic_peft import LoRA, attach

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.asserts import assert_as_before, snapshot
-from models import ARCHITECTURES, batch, build, gradients, logits, randomise
+from helpers.models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from torch import nn
 
 from pedagogic_peft import (

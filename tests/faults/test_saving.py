@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from models import build
+from helpers.models import build
 
 from faults import killing
 from pedagogic_peft import LoRA, attach, load, save

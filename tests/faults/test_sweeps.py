@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from models import build
+from helpers.models import build
 
 from faults import killing
 from pedagogic_peft import LoRA, attach, train

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from models import build
+from helpers.models import build
 
 from faults import killing
 from pedagogic_peft import LoRA, attach, train

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from models import build
+from helpers.models import build
 from safetensors.torch import load_file
 from torch import nn
 

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import transformers as hf
-from models import VOCAB, build, logits, randomise
+from helpers.models import VOCAB, build, logits, randomise
 from safetensors.torch import load_file, save_file
 
 from pedagogic_peft import LoRA, attach, detach, load, merge, save

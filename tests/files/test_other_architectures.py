@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 import transformers
-from models import randomise
+from helpers.models import randomise
 
 from pedagogic_peft import PrefixTuning, PromptTuning, attach, load, save
 

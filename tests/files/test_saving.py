@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.asserts import assert_as_before, snapshot
-from models import build, gradients, logits, randomise
+from helpers.models import build, gradients, logits, randomise
 from safetensors.torch import load_file, save_file
 
 from pedagogic_peft import (

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import CASES
-from models import build
+from helpers.methods import CASES
+from helpers.models import build
 from torch import nn
 from transformers import AutoConfig, AutoModel
 

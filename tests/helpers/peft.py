@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from models import build, gradients, logits, randomise
 from safetensors.torch import load_file
 
+from helpers.models import build, gradients, logits, randomise
 from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.verbs import install
 from pedagogic_peft.files.codecs import codec_of

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from helpers.deltas import deltas_of
+from helpers.models import batch, build, gradients, logits, randomise
 from helpers.peft import (
     LINEAR,
     NAMES,
@@ -16,12 +17,11 @@ from helpers.peft import (
     read_by_peft,
 )
 from helpers.texts import EXAMPLES
-from models import batch, build, gradients, logits, randomise
 from safetensors.torch import load_file
 from torch import nn
 
-from pedagogic_peft import LoRA, attach, load, save, train
-from pedagogic_peft.methods.adalora import AdaLoRA, AdaLoRABudget
+from pedagogic_peft import AdaLoRABudget, LoRA, attach, load, save, train
+from pedagogic_peft.methods.adalora import AdaLoRA
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of what is meant here

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import ARCHITECTURES, batch, build, gradients, logits, randomise
+from helpers.models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from safetensors.torch import load_file
 from torch import nn
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.models import build, logits, randomise
 from helpers.peft import NAMES, WITH_EMBEDDING, assert_equals_peft, our_keys, peft_model, read
-from models import build, logits, randomise
 from torch import nn
 
 from pedagogic_peft import LoRA, activate, attach, load, merge, save

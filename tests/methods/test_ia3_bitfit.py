@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import ARCHITECTURES, batch, build, gradients, logits, randomise
+from helpers.models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from torch import nn
 
 from pedagogic_peft import (

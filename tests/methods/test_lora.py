@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from helpers.deltas import deltas_of
-from models import ARCHITECTURES, batch, build, gradients, logits, randomise
+from helpers.models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, count_parameters, detach, merge, unmerge

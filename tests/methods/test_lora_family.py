@@ -6,11 +6,11 @@ import pickle
 
 import pytest
 import torch
+from helpers.models import build, gradients, logits, randomise
 from helpers.peft import (
     read,
     read_by_peft,
 )
-from models import build, gradients, logits, randomise
 
 from pedagogic_peft import IA3, LoRA, attach, merge, save, unmerge
 from pedagogic_peft.methods.adalora import AdaLoRA

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from helpers.deltas import deltas_of
+from helpers.models import build, gradients, logits, randomise
 from helpers.peft import assert_gradients_equal, read, read_by_peft
-from models import build, gradients, logits, randomise
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, count_parameters, save

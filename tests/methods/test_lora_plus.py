@@ -3,12 +3,11 @@
 import pytest
 import torch
 from helpers.deltas import deltas_of
+from helpers.models import build, randomise
 from helpers.texts import EXAMPLES
-from models import build, randomise
 
-from pedagogic_peft import LoRA, attach, train
+from pedagogic_peft import LoRA, attach, lora_plus_groups, train
 from pedagogic_peft.methods.dora import DoRA
-from pedagogic_peft.methods.lora import lora_plus_groups
 from pedagogic_peft.methods.pissa import PiSSA
 from pedagogic_peft.methods.vera import VeRA
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from models import ARCHITECTURES, batch, build, gradients, logits, randomise
+from helpers.models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, count_parameters, detach, load, merge, save

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import ARCHITECTURES, batch, build, logits
+from helpers.models import ARCHITECTURES, batch, build, logits
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, count_parameters, merge

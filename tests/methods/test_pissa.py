@@ -3,8 +3,8 @@
 import pytest
 import torch
 from helpers.deltas import deltas_of
+from helpers.models import build, gradients, logits, randomise
 from helpers.peft import LINEAR, NAMES, our_keys, read
-from models import build, gradients, logits, randomise
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, save

@@ -2,8 +2,8 @@
 
 import copy
 import io
-import os
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 import transformers as hf
-from models import BUILDERS, VOCAB, batch, build, gradients, logits, randomise
+from helpers.models import BUILDERS, VOCAB, batch, build, gradients, logits, randomise
 from torch import Tensor, nn
 
 from pedagogic_peft import LoRA, activate, attach, count_parameters, detach, disabled, load, save

@@ -7,8 +7,8 @@ import pickle
 import pytest
 import torch
 from helpers.deltas import deltas_of
+from helpers.models import build, logits, randomise
 from helpers.peft import LINEAR, NAMES, assert_equals_peft, peft_model, read, read_by_peft
-from models import build, logits, randomise
 from safetensors.torch import load_file
 from torch import nn
 

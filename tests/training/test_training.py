@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from helpers.deltas import deltas_of
-from models import build
+from helpers.models import build
 from torch import nn
 
 from pedagogic_peft import LoRA, attach, train

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods import CASES
+from helpers.methods import CASES
 
 import pedagogic_peft
 from pedagogic_peft import save
@@ -72,7 +72,7 @@ def reloaded(tmp_path_factory):
         torch.save(logits(model, architecture), folder / f"{method}-{architecture}" / "logits")
     program = (
         "import sys, torch, pathlib; sys.path.insert(0, sys.argv[2])\n"
-        "from methods import CASES\n"
+        "from helpers.methods import CASES\n"
         "from pedagogic_peft import load\n"
         "from pedagogic_peft.testing.models import logits\n"
         "for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
@@ -80,7 +80,7 @@ def reloaded(tmp_path_factory):
         "    model = load(CASES[method].on(name).bare(), folder)\n"
         "    torch.save(logits(model, name), folder / 'reloaded')\n"
     )
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     subprocess.run([sys.executable, "-c", program, str(folder), here], check=True)
     return folder
 
@@ -98,4 +98,4 @@ def test_every_public_method_is_in_the_matrix():
     exported = (getattr(pedagogic_peft, name) for name in pedagogic_peft.__all__)
     methods = {x for x in exported if isinstance(x, type) and issubclass(x, Method)}
     assert len(methods) >= 14
-    assert not methods - {type(case.method) for case in CASES.values()}, "tests/methods.py"
+    assert not methods - {type(case.method) for case in CASES.values()}, "tests/helpers/methods.py"

@@ -9,7 +9,7 @@ import yaml
 
 import pedagogic_peft
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VERSION = pedagogic_peft.__version__
 
 

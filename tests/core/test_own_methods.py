@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import batch, build, logits, randomise
+from helpers.models import batch, build, logits, randomise
 from torch import nn
 
 from pedagogic_peft import DoRA, LoRA, activate, attach, load, merge, save

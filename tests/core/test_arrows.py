@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = "pedagogic_peft"
 WINGS = ("core", "methods", "files", "training", "course")
 OUTSIDE = ("__init__", "testing")

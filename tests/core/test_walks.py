@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from models import build
+from helpers.models import build
 
 from pedagogic_peft import (
     BottleneckAdapter,
