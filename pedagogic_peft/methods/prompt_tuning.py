@@ -27,8 +27,6 @@ from pedagogic_peft.core.sites import Modules, View, by_name
 SIZES = "num_attention_heads num_layers num_transformer_submodules token_dim "
 TEXT = "prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs tokenizer_name_or_path"
 
-NETWORKS = ("MLP", "LSTM", None)  # of P-tuning
-
 
 class PromptMethod(Method, abstract=True):
     """What prompt tuning and P-tuning share: where text enters, and what must know of the prompt."""
@@ -127,7 +125,9 @@ class PTuning(PromptMethod):
     peft = Peft("P_TUNING", ignored=SIZES)
 
     num_virtual_tokens: int = field(20, validation.count)
-    encoder_reparameterization_type: str | None = field("MLP", validation.one_of(*NETWORKS))
+    encoder_reparameterization_type: str | None = field(
+        "MLP", validation.one_of("MLP", "LSTM", None)
+    )
     encoder_hidden_size: int | None = field(None, validation.count)
     encoder_num_layers: int = field(2, validation.count)
     encoder_dropout: float = field(0.0, validation.probability)
@@ -238,12 +238,10 @@ class EncodedPrompt(SoftPrompt):
     def prompt(self) -> Tensor:
         """Return P: (n, d)."""
         h = self.prompt_embeddings  # E: (n, d)
-        if hasattr(self, "lstm"):
-            # Outside of autocast: on processors without AVX-512 there is no LSTM of 16 bits.
-            with torch.autocast(h.device.type, enabled=False):
-                h = self.lstm(h)[0]  # (n, d) -> (n, 2 hidden)
-        P: Tensor = self.mlp(h)
-        return P
+        # Outside of autocast: on processors without AVX-512 there is no LSTM of 16 bits.
+        with torch.autocast(h.device.type, enabled=False):
+            h = self.lstm(h)[0] if hasattr(self, "lstm") else h  # (n, d) -> (n, 2 hidden)
+        return self.mlp(h)  # type: ignore[no-any-return]
 
 
 class WiderCrossMask(Delta):

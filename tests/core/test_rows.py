@@ -105,7 +105,7 @@ def test_mixed_rows_train_as_single_ones_do():
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for key, gradient in found.items():
-        bound = 1e-5 * expected[key].abs().max().item()  # float32, in another order
+        bound = 1e-4 * expected[key].abs().max().item()  # float32, in another order
         torch.testing.assert_close(gradient, expected[key], atol=bound, rtol=1e-3)
 
 
