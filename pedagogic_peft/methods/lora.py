@@ -111,8 +111,7 @@ class LoRAParts(Delta):
     def delta_weight(self) -> Tensor:
         """Return ΔW: (3 d, d), in float32."""
         (A, B), delta = self.to_checkpoint().values(), next(iter(self.parts.values()))
-        change: Tensor = delta.scaling * (B.float() @ A.float())
-        return change
+        return delta.scaling * (B.float() @ A.float())  # type: ignore[no-any-return]
 
     merge_into = LoRALinear.merge_into
 

@@ -79,8 +79,7 @@ class PiSSALinear(LoRALinear):
     def delta_weight(self) -> Tensor:
         """Return ΔW: (d_out, d_in), in float32; exactly zero at the start."""
         now = self.lora_B.weight.float() @ self.lora_A.weight.float()
-        change: Tensor = self.scaling * (now - self.B0.float() @ self.A0.float())
-        return change
+        return self.scaling * (now - self.B0.float() @ self.A0.float())
 
 
 class PiSSA(LoRA):

@@ -27,6 +27,8 @@ from pedagogic_peft.core.sites import Modules, View, by_name
 SIZES = "num_attention_heads num_layers num_transformer_submodules token_dim "
 TEXT = "prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs tokenizer_name_or_path"
 
+NETWORKS = ("MLP", "LSTM", None)  # of P-tuning
+
 
 class PromptMethod(Method, abstract=True):
     """What prompt tuning and P-tuning share: where text enters, and what must know of the prompt."""
@@ -125,9 +127,7 @@ class PTuning(PromptMethod):
     peft = Peft("P_TUNING", ignored=SIZES)
 
     num_virtual_tokens: int = field(20, validation.count)
-    encoder_reparameterization_type: str | None = field(
-        "MLP", validation.one_of("MLP", "LSTM", None)
-    )
+    encoder_reparameterization_type: str | None = field("MLP", validation.one_of(*NETWORKS))
     encoder_hidden_size: int | None = field(None, validation.count)
     encoder_num_layers: int = field(2, validation.count)
     encoder_dropout: float = field(0.0, validation.probability)
