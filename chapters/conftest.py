@@ -17,6 +17,7 @@ from importlib.metadata import version
 import pytest
 
 VERSIONS = ("torch", "transformers", "peft", "numpy")
+TEXTS = ("text", "text/plain", "text/markdown", "text/html", "text/latex", "image/svg+xml")
 # A number, with the spaces that align it: 12.5, -3, 1,024, 2e-05.
 NUMBER = re.compile(r" *[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)? *")
 
@@ -62,7 +63,7 @@ def texts(stored: list, new: list) -> Iterator[tuple[dict, str, str]]:
     """Yield (holder, key, stored text) for every text of the new outputs that has a stored counterpart."""
     for old, output in zip(stored, new, strict=False):
         for before, holder in ((old, output), (old.get("data", {}), output.get("data", {}))):
-            for key in ("text", "text/plain", "text/html", "text/latex", "image/svg+xml"):
+            for key in TEXTS:
                 if isinstance(before.get(key), str) and isinstance(holder.get(key), str):
                     yield holder, key, before[key]
 
