@@ -48,7 +48,7 @@ def rows(report: Path) -> list[tuple[str, str, float]]:
         kept = {p.get("name"): p.get("value") for p in case.iter("property")}
         largest = json.loads(kept["numbers"])["largest"] if "numbers" in kept else 0.0
         failed = any(case.find(kind) is not None for kind in ("failure", "error", "skipped"))
-        page = str(case.get("classname")).replace(".", "/")
+        page = str(case.get("classname")).replace(".ipynb", "").replace(".", "/")
         found.append((f"{page} {case.get('name')}", "failed" if failed else "passed", largest))
     return found
 
