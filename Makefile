@@ -25,16 +25,18 @@ LIGHTHOUSE = CHROME_PATH=$$(command -v $(CHROMIUM)) npx --yes @lhci/cli@0.15.1 a
     $(foreach page,$(filter-out all,$(PAGES)),--collect.url=http://localhost/$(page))
 
 # The same digits on every x86-64 machine with AVX2: one thread, fixed hashes, and the same kernels on all of them, in
-# torch itself, in oneDNN and in MKL (whose other settings mean something else on AMD than on Intel); a hundred
-# training steps carry a last digit far. KERNELS=own lets this processor choose, KERNELS=given takes the environment's.
+# torch itself, in oneDNN, in MKL (whose other settings mean something else on AMD than on Intel) and in numpy's and
+# scipy's OpenBLAS; a hundred training steps carry a last digit far. KERNELS=own lets this processor choose,
+# KERNELS=given takes the environment's.
 export OMP_NUM_THREADS := 1
 KERNELS ?= portable
 ifeq ($(KERNELS),portable)
 export ATEN_CPU_CAPABILITY := avx2
 export ONEDNN_MAX_CPU_ISA := AVX2
 export MKL_CBWR := COMPATIBLE
+export OPENBLAS_CORETYPE := Haswell
 else ifeq ($(KERNELS),own)
-unexport ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA MKL_CBWR
+unexport ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA MKL_CBWR OPENBLAS_CORETYPE
 endif
 export PYTHONHASHSEED := 0
 # No network, and no settings of the user.
@@ -137,7 +139,7 @@ run: $(STAMP)  ## re-execute the notebooks (CHAPTERS=...) and store their output
 	    $$(find $(CHAPTERS) -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort)
 
 bench: $(STAMP)  ## measure the library beside Hugging Face PEFT (CASE="mixed rows" for one, AGAIN=1 anew)
-	env -u ATEN_CPU_CAPABILITY -u ONEDNN_MAX_CPU_ISA -u MKL_CBWR $(BIN)/python -W ignore -m benchmarks $(if $(AGAIN),--again) \
+	env -u ATEN_CPU_CAPABILITY -u ONEDNN_MAX_CPU_ISA -u MKL_CBWR -u OPENBLAS_CORETYPE $(BIN)/python -W ignore -m benchmarks $(if $(AGAIN),--again) \
 	    $(if $(CASE),"$(CASE)")
 
 lint: $(STAMP)  ## check style, format (notebooks too), types and workflows

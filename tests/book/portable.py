@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-SWITCHES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
+SWITCHES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE")
 PROCESSORS = {  # name: the switches' values; none: whatever this processor chooses by itself
-    "mkl-avx2": ("avx2", "AVX2", "AVX2"),
-    "sse": ("default", "SSE41", "COMPATIBLE"),
+    "mkl-avx2": ("avx2", "AVX2", "AVX2", "Haswell"),
+    "sse": ("default", "SSE41", "COMPATIBLE", "Nehalem"),
     "own": (),
 }
 REPORTS = Path("_build/reports")
