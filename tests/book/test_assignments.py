@@ -56,7 +56,7 @@ def names_of(cells, experiments=False) -> dict:
     import otter
 
     otter.Notebook = lambda: None
-    module = types.ModuleType("submission")
+    module = sys.modules["submission"] = types.ModuleType("submission")  # pickle looks there
     for source, experiment in cells:
         if experiments or not experiment:
             exec(compile(source, "<submission>", "exec"), module.__dict__)
