@@ -1,7 +1,7 @@
 """What a method puts at one module of the model: the contract of a delta, and its tensors."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,41 @@ class TrainedCopy(Delta):
     def to_checkpoint(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint: those of the module."""
         return self.module.state_dict()
+
+
+class Reference(nn.Module):
+    """A child that refers to a module which has its place elsewhere in the model.
+
+    What a delta keeps in a tuple or a list is not replaced in a copy that `nn.DataParallel` makes for
+    another device; a child is. Its owner alone names, moves, trains and saves it.
+
+    Args:
+        module: the module that is meant, for example the frozen map beside which a delta stands.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def named_modules(self, memo: Any = None, prefix: str = "", *args: Any) -> Iterator[Any]:
+        """Yield the reference itself only."""
+        yield prefix, self
+
+    def named_children(self) -> Iterator[Any]:
+        """Yield nothing."""
+        yield from ()
+
+    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
+        """Return what was there."""
+        return {} if destination is None else destination
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Torch goes on to the module: so that nothing is missing, it finds what it has already.
+        own = self.module.state_dict()
+        state_dict.update({f"{prefix}module.{key}": tensor for key, tensor in own.items()})
+
+    def __repr__(self) -> str:
+        return f"Reference({type(self.module).__name__})"
 
 
 def own_deltas(deltas: Deltas) -> Deltas:

@@ -14,7 +14,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,9 +91,6 @@ class Site(Place):
         adaptations, layer: as in `Place`.
     """
 
-    # transformers saves one name of a weight with several, and asks which it may leave out.
-    _tied_weights_keys: ClassVar[dict[str, str]] = {r"base\.": ""}
-
     def __init__(self, base: nn.Module, adaptations: Adaptations, layer: int | None = None):
         super().__init__(adaptations, layer)
         self.base, self.training = base, base.training
@@ -159,6 +156,18 @@ class Site(Place):
             delta = BATCHED[type(own[0])].serve(own) if len(set(own)) > 1 else own[0]
             groups.append((delta, [i * each + k for i in here for k in range(each)]))
         return groups
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        """Return the tensors of ``base`` by its own names, as if it had its seat, and the deltas'."""
+        found = super().state_dict(*args, prefix=prefix, **kwargs)
+        for key in [key for key in found if key.startswith(f"{prefix}base.")]:
+            found[prefix + key.removeprefix(f"{prefix}base.")] = found.pop(key)
+        return found
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        own = self.base.state_dict().keys()  # older files have the names with "base."
+        for key in [key for key in state_dict if key.removeprefix(prefix) in own]:
+            state_dict[f"{prefix}base.{key.removeprefix(prefix)}"] = state_dict.pop(key)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ from pedagogic_peft.core.targets import Names
 
 # In (parts of) these the tokens come before the rows of the batch.
 TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".split()
+
+# A model whose only child is called so is a wrapper: compiled, FSDP, DataParallel or DDP.
+WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "module"}
 
 
 def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:
@@ -336,6 +340,7 @@ def check_can_attach(model: nn.Module, name: str) -> View:
         if name in record.methods:
             raise ValueError(f"{name!r} is there already: choose another name, or detach it")
     view = View(model)
+    check_names(view)
     for path, place in sites(view):
         if place.adaptations is not record:
             raise ValueError(f"{path!r} was adapted through another model object: use that one")
@@ -344,12 +349,13 @@ def check_can_attach(model: nn.Module, name: str) -> View:
 
 def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
     """Put the deltas ``{path: delta}`` into the model, as adaptation ``name``; return the model."""
-    model = view.model
+    model: Any = view.model
     if "_adaptations" not in vars(model):
         trainable = [p for p in model.parameters() if p.requires_grad]
-        # torch's types know no attributes of a module but tensors and modules
-        model._adaptations = Adaptations(found_trainable=trainable)  # type: ignore[assignment]
+        model._adaptations = Adaptations(found_trainable=trainable)
         model.requires_grad_(False)
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained = MethodType(save_pretrained, model)
     record = adaptations_of(model)
     seats: dict[nn.Module, Site] = {}
     for path, delta in deltas.items():
@@ -406,12 +412,33 @@ def _forget(model: Any) -> None:
         parameter.requires_grad_(True)
     if record.found_attention is not None:
         model.set_attn_implementation(record.found_attention)
+    vars(model).pop("save_pretrained", None)
     del model._adaptations
 
 
 def _check_is_module(model: Any) -> None:
+    kind = type(model).__name__
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
+        raise TypeError(f"expected a model (torch.nn.Module), got {kind}")
+    if len(model._modules) == 1 and (inner := WRAPPED.intersection(model._modules)):
+        what = f"This {kind} wraps another model: pass its .{min(inner)} instead"
+        raise ValueError(f"{what}, and wrap that again once an adaptation is attached or loaded")
+
+
+def check_names(view: View) -> None:
+    """Raise a ValueError if parts of the model are wrapped, so that they have other names."""
+    if odd := [path for path in view.seats if (WRAPPED - {"module"}).intersection(path.split("."))]:
+        what = f"{odd[0]!r}: this part of the model is wrapped, which changes the names in it"
+        raise ValueError(f"{what}. Unwrap it; part.compile() compiles it under its own name")
+
+
+def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Do what an adapted model's class does, and warn of what `from_pretrained` will not find."""
+    record = adaptations_of(self)
+    if not record.originals:
+        what = f"from_pretrained will give back the base, without {', '.join(record.methods)}"
+        validation.warn(f"{what}: save(model, path) writes that, merge(model, unload=True) both in one")
+    return type(self).save_pretrained(self, *args, **kwargs)
 
 
 def _mergeable_sites(view: View, names: Sequence[str]) -> dict[str, Site]:

@@ -20,7 +20,13 @@ from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Tensors, some
 from pedagogic_peft.core.method import Method
 from pedagogic_peft.core.sites import Site, View, deltas_of
-from pedagogic_peft.core.verbs import adaptations_of, check_can_attach, install, one_adaptation
+from pedagogic_peft.core.verbs import (
+    adaptations_of,
+    check_can_attach,
+    check_names,
+    install,
+    one_adaptation,
+)
 from pedagogic_peft.files.codecs import codec_of
 from pedagogic_peft.files.disk import remove_leftovers, text_of
 from pedagogic_peft.files.peft import Bounded, Config
@@ -58,6 +64,7 @@ def save(
     method: Method = adaptations_of(model).methods[name]
     _refuse_unknown(type(method))
     view = View(model)
+    check_names(view)
     _refuse_unowned(view)
     config, tensors = codec_of(type(method)).to_peft(view, method, deltas_of(view, name))
     common = {

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import Roles, modules_in_role, roles_of
-from pedagogic_peft.core.delta import Delta, Deltas
+from pedagogic_peft.core.delta import Delta, Deltas, Reference
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View, layer_of
 from pedagogic_peft.core.targets import Targets, is_linear, sizes
@@ -183,11 +183,11 @@ class BeforeNorm(Delta):
 
     def __init__(self, norm: nn.Module, *parts: Any):
         super().__init__(*parts)
-        self._norm = (norm,)
+        self.norm: Any = Reference(norm)
 
     def before(self, x: Tensor) -> Tensor:
         """Return x + change(LN(x)); both are (..., d)."""
-        return x + self.change(self._norm[0](x))
+        return x + self.change(self.norm.module(x))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return y: (..., d), which has the change in it."""

@@ -10,12 +10,13 @@ r (d_in + d_out) numbers, instead of d_in · d_out; r = 1 in the paper.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.delta import Deltas
+from pedagogic_peft.core.delta import Deltas, Reference
 from pedagogic_peft.core.method import Peft, field
 from pedagogic_peft.core.sites import Modules, View
 from pedagogic_peft.methods.bottleneck import NON_LINEARITIES, BottleneckAdapter, ready
@@ -52,8 +53,8 @@ class Compacter(BottleneckAdapter):
         deltas = super().deltas(view, places)
         maps = [m for delta in deltas.values() for m in delta.modules() if isinstance(m, PHMLinear)]
         for phm in maps:
-            phm._rule = maps[0]._rule
-        maps[0].rule = maps[0]._rule[0]  # a part of the first: so it is saved and counted once
+            phm.shared = maps[0].shared
+        maps[0].rule = maps[0].shared.module  # a part of the first: so it is saved and counted once
         return deltas
 
     def maps(self, d: int, m: int) -> tuple[nn.Module, nn.Module]:
@@ -93,7 +94,7 @@ class PHMLinear(nn.Module):
         self.s = nn.Parameter(torch.randn(n, r, d_out // n))
         self.t = nn.Parameter(torch.randn(n, r, d_in // n) / math.sqrt(d_in * r))
         self.bias = nn.Parameter(torch.zeros(d_out))
-        self._rule = (rule,)
+        self.shared: Any = Reference(rule)
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """Return W x + b, (..., d_in) -> (..., d_out); ``frozen`` as in `Bottleneck.change`.
@@ -101,7 +102,7 @@ class PHMLinear(nn.Module):
         With x and y written as matrices X: (n, d_in/n) and Y: (n, d_out/n), row by row,
         (A_i ⊗ s_i t_iᵀ) x is A_i X t_i s_iᵀ.
         """
-        A, s, t, b = (ready(p, x, frozen) for p in (self._rule[0].A, self.s, self.t, self.bias))
+        A, s, t, b = (ready(p, x, frozen) for p in (self.shared.module.A, self.s, self.t, self.bias))
         X = x.unflatten(-1, (len(A), -1))  # (..., n, d_in/n)
         h = torch.einsum("...bq,irq->...irb", X, t)  # X t_i, for each i and each rank
         h = torch.einsum("iab,...irb->...ira", A, h)  # A_i X t_i

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pedagogic_peft.core.delta import Delta
+from pedagogic_peft.core.delta import Delta, Reference
 from pedagogic_peft.core.targets import is_conv1d
 from pedagogic_peft.methods.lora import LoRA, LoRAEmbedding, LoRALinear
 
@@ -26,11 +26,11 @@ class Decomposed(Delta):
     scaling: float
     delta_weight: Any  # of the other parent
     _factors: Any  # of the subclass
-    _base: tuple[Any]  # in a tuple, so that it is no child of the delta
+    base: Any
 
     def measure(self, base: nn.Module) -> None:
-        """Start m at ‖W_0‖; ``base`` holds W_0 and is neither changed nor made a child."""
-        self._base = (base,)
+        """Start m at ‖W_0‖; ``base`` holds W_0, and is only referred to."""
+        self.base = Reference(base)
         self.lora_magnitude_vector = nn.Parameter(self.row_norms())  # m: (d_out,)
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class Decomposed(Delta):
         B A is not formed: ‖w + s b A‖² = ‖w‖² + 2 s (w Aᵀ) · b + s² b (A Aᵀ) · b for a row w of W_0
         and b of B. The bound keeps a row of zeros from giving 0 / 0.
         """
-        base, s = self._base[0], self.scaling
+        base, s = self.base.module, self.scaling
         with torch.autocast(base.weight.device.type, enabled=False):
             W, (A, B) = base.weight.float(), (factor.float() for factor in self._factors())
             if isinstance(base, nn.Linear):
@@ -55,7 +55,7 @@ class Decomposed(Delta):
         """Return y + (g - 1) (y - bias) + g (α / r) B A x, for y: (..., d_out) and g = m / ‖V‖."""
         g = self.lora_magnitude_vector / self.row_norms()  # (d_out,); exactly 1 at the start
         update: Tensor = super().forward(x, y.new_zeros(()))  # LoRA's: (..., d_out)
-        bias = getattr(self._base[0], "bias", None)
+        bias = getattr(self.base.module, "bias", None)
         product = y if bias is None else y - bias
         return (y + (g - 1).to(y.dtype) * product + g.to(y.dtype) * update).to(y.dtype)
 
@@ -68,7 +68,7 @@ class Decomposed(Delta):
         base.weight.copy_(W * (g[:, None] if isinstance(base, nn.Linear) else g))
         bias = getattr(base, "bias", None)
         if bias is not None:  # other than the original one if an (IA)^3 was merged first
-            bias += (g - 1) * (bias - self._base[0].bias)
+            bias += (g - 1) * (bias - self.base.module.bias)
 
 
 class DoRALinear(Decomposed, LoRALinear):

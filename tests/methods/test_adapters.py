@@ -426,7 +426,7 @@ def test_a_phm_map_begins_with_entries_of_variance_one_over_its_width():
 def test_all_maps_share_one_rule_counted_once_and_saved_once(tmp_path):
     model = attach(build("gpt2"), Compacter(reduction_factor=4))
     randomise(model)
-    rules = {id(m._rule[0].A) for m in model.modules() if isinstance(m, PHMLinear)}
+    rules = {id(m.shared.module.A) for m in model.modules() if isinstance(m, PHMLinear)}
     assert len(rules) == 1
     d, m, n = 32, 8, 4
     assert count_parameters(model).trainable == 4 * (2 * (d + m) + m + d) + n**3
@@ -436,7 +436,7 @@ def test_all_maps_share_one_rule_counted_once_and_saved_once(tmp_path):
     found = gradients(model, "gpt2")
     assert [key for key in found if key.endswith("rule.A")]
     twin = copy.deepcopy(model)
-    copied = {id(m._rule[0].A) for m in twin.modules() if isinstance(m, PHMLinear)}
+    copied = {id(m.shared.module.A) for m in twin.modules() if isinstance(m, PHMLinear)}
     assert len(copied) == 1 and copied != rules
 
 
