@@ -98,6 +98,11 @@ class Batched:
 BATCHED: dict[type[nn.Module], Batched] = {}
 
 
+# A delta's forward in fewer steps, to the same result, where no gradient is asked for: a model that writes
+# token by token spends its time on steps. By class, too; ``FUSED[type(delta)](delta, x, y)``.
+FUSED: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {}
+
+
 def key_of(delta: nn.Module) -> Any:
     """Return what deltas that are served in one go have in common; else the delta itself."""
     kind = type(delta)

@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pedagogic_peft.core.delta import BATCHED, Args, Delta, Kwargs, TrainedCopy, key_of, overrides
+from pedagogic_peft.core.delta import (
+    BATCHED,
+    FUSED,
+    Args,
+    Delta,
+    Kwargs,
+    TrainedCopy,
+    key_of,
+    overrides,
+)
 
 Modules = dict[str, nn.Module]  # {path: module}
 
@@ -70,13 +79,15 @@ class Place(nn.Module):
     def computed(self) -> bool:
         """Whether there is anything to compute now; there is not while it is part of the weights."""
         record = self.adaptations
-        dropped = self.layer is not None and self.layer < record.dropped_layers
-        return record.enabled and not (record.originals or dropped)
+        if record.dropped_layers and self.layer is not None and self.layer < record.dropped_layers:
+            return False
+        return record.enabled and not record.originals
 
     def running(self) -> list[Any]:
         """Return the deltas that take part in the forward pass now, in order."""
+        deltas: Any = self._modules["deltas"]  # past torch's slow look-up, as it is at every token
         names = self.adaptations.active if self.computed else ()
-        return [self.deltas[name] for name in names if name in self.deltas]
+        return [deltas._modules[name] for name in names if name in deltas._modules]
 
 
 class Site(Place):
@@ -103,7 +114,11 @@ class Site(Place):
             if more or kwargs:  # which part of a mask is for which row is not known here
                 raise TypeError(f"rows: {type(self.base).__name__} has more than one input")
             return self.forward_rows(rows, x)
-        if (deltas := self.running()) and all(isinstance(delta, TrainedCopy) for delta in deltas):
+        deltas = self.running()
+        if len(deltas) == 1 and type(deltas[0]) in FUSED and not torch.is_grad_enabled():
+            y = self._modules["base"](x, *more, **kwargs)  # type: ignore[misc]
+            return FUSED[type(deltas[0])](deltas[0], x, y)
+        if deltas and all(isinstance(delta, TrainedCopy) for delta in deltas):
             return deltas[-1](x, None, *more, **kwargs)  # an attention would fill the cache twice
         return self.forward_with(deltas, x, *more, **kwargs)
 
