@@ -41,6 +41,7 @@ class Adaptations:
         methods: the hyper-parameters (for example a `LoRA`) of each adaptation, by name.
         active: names of the adaptations that take part in the forward pass, in order.
         rows: the adaptation of each row of a batch (None: the frozen model), instead of ``active``.
+        made: what the sites have made to serve these rows, by site.
         not_per_row: names of the adaptations that can't be named in ``rows``: those beside a module
             whose deltas are not in `BATCHED`, and those where the rows of a batch are not in order.
         enabled: False inside ``with disabled(model)``.
@@ -54,12 +55,20 @@ class Adaptations:
     methods: dict[str, Any] = field(default_factory=dict)
     active: tuple[str, ...] = ()
     rows: tuple[str | None, ...] = ()
+    made: dict[Any, Any] = field(default_factory=dict)
     not_per_row: set[str] = field(default_factory=set)
     enabled: bool = True
     dropped_layers: int = 0
     originals: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     found_trainable: list[nn.Parameter] = field(default_factory=list)
     found_attention: str | None = None
+
+    def serve(self, rows: Sequence[str | None]) -> None:
+        """Set ``rows``, and forget what was made for those before."""
+        self.rows, self.made = tuple(rows), {}
+
+    def __getstate__(self) -> dict[str, Any]:  # a copy of the model makes its own
+        return vars(self) | {"made": {}}
 
 
 class Place(nn.Module):
@@ -140,25 +149,40 @@ class Site(Place):
         """
         if len(x) % len(rows):
             raise ValueError(f"A batch of {len(x)} rows, but activate named {len(rows)}")
-        groups = self.groups(rows, len(x) // len(rows))
-        for delta, entries in groups:
+        groups = self.groups(rows, x)
+        for delta, here in groups:
             if overrides(delta, Delta.before):
-                here = torch.tensor(entries, device=x.device)
                 x = x.index_copy(0, here, delta.before(x[here]))
         y: Tensor = self.base(x)
-        for delta, entries in groups:
-            if len(entries) == len(y):  # all of them, in order
+        for delta, here in groups:
+            if len(here) == len(y):  # all of them, in order
                 return delta(x, y)  # type: ignore[no-any-return]
-            here = torch.tensor(entries, device=x.device)
             y = y.index_copy(0, here, delta(x[here], y[here]).to(y.dtype))
         return y
 
-    def groups(self, rows: Sequence[str | None], each: int) -> list[tuple[Any, list[int]]]:
-        """Return each delta with the entries of the batch it works on; a row has ``each`` of them.
+    def groups(self, rows: Sequence[str | None], x: Tensor) -> list[tuple[Any, Tensor]]:
+        """Return each delta with the entries of x: (batch, ...) it works on.
 
-        Different deltas that are alike, by their entry in `BATCHED`, are one.
+        Different deltas that are alike, by their entry in `BATCHED`, are one. Where no gradients are
+        asked for they are kept until other rows are named or torch counts a change of a parameter, so
+        that what they stack is stacked once.
         """
-        there = self.deltas
+        made, key = self.adaptations.made, (self, len(x), x.dtype, x.device)
+        if torch.is_grad_enabled():
+            return self.make_groups(rows, x)
+        if key in made:
+            parameters, versions, groups = made[key]
+            if versions == [p._version for p in parameters]:
+                return groups  # type: ignore[no-any-return]
+        groups = self.make_groups(rows, x)
+        own = [p for name in set(rows) if name in self.deltas for p in self.deltas[name].parameters()]
+        if not any(p.is_inference() for p in own):  # of these torch counts no changes
+            made[key] = own, [p._version for p in own], groups
+        return groups
+
+    def make_groups(self, rows: Sequence[str | None], x: Tensor) -> list[tuple[Any, Tensor]]:
+        """Return what `groups` returns."""
+        there, each = self.deltas, len(x) // len(rows)
         deltas: dict[Any, nn.Module] = {n: there[n] for n in set(rows) if n and n in there}
         keys = {name: key_of(delta) for name, delta in deltas.items()}
         found: dict[Any, list[int]] = {}
@@ -169,7 +193,8 @@ class Site(Place):
         for here in found.values():
             own = [deltas[rows[i]] for i in here]
             delta = BATCHED[type(own[0])].serve(own) if len(set(own)) > 1 else own[0]
-            groups.append((delta, [i * each + k for i in here for k in range(each)]))
+            entries = [i * each + k for i in here for k in range(each)]
+            groups.append((delta, torch.tensor(entries, device=x.device)))
         return groups
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:

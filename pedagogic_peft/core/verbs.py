@@ -100,7 +100,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         if isinstance(hooks, Hooks):
             hooks.remove(model.get_submodule(path))
     record.active = tuple(n for n in record.active if n not in gone)
-    record.rows = () if gone & set(record.rows) else record.rows
+    record.serve(() if gone & set(record.rows) else record.rows)
     record.not_per_row -= gone
     record.methods = {n: method for n, method in record.methods.items() if n not in gone}
     if not record.methods:
@@ -120,7 +120,8 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
         *names: the adaptations, in order; none gives the frozen model.
         rows: instead of names, one adaptation for each row of the coming batches (None: the frozen
             model), as when requests of several users are served together. Gradients flow too. In
-            `generate` with beams, name the rows of the batch, not the beams.
+            `generate` with beams, name the rows of the batch, not the beams. Call it again after
+            writing into parameters through ``.data``, which torch does not notice.
 
     Returns:
         The same model.
@@ -139,7 +140,7 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
     if rows and (whole := record.not_per_row & set(rows)):
         raise ValueError(f"rows={rows!r}: {sorted(map(str, whole))} can only act on a whole batch")
     record.active = tuple(dict.fromkeys(names))
-    record.rows = tuple(rows or ())
+    record.serve(rows or ())
     return model
 
 
@@ -216,7 +217,8 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
         raise ValueError(f"merge(unload) would lose {sorted(others)}: save and detach them first")
     view = View(model)
     here = _mergeable_sites(view, names)
-    before, record.active, record.rows = record.active, names, ()
+    before, record.active = record.active, names
+    record.serve(())
     try:
         for path, site in here.items():
             record.originals[path] = {k: t.clone() for k, t in site.base.state_dict().items()}

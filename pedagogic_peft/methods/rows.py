@@ -19,14 +19,24 @@ from pedagogic_peft.methods.prompt_tuning import EncodedPrompt, SoftPrompt, Wide
 
 
 def batched_lora(deltas: Sequence[LoRALinear]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a function that applies a different LoRA to each row, with two batched products."""
+    """Return a function that applies a different LoRA to each row, with two batched products.
+
+    It stacks the A and the B of all rows at its first call, and keeps them.
+    """
+    kept: dict[torch.dtype, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def stacks(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        A = torch.stack([d.lora_A.weight for d in deltas])  # (rows, r, d_in)
+        B = torch.stack([d.lora_B.weight for d in deltas])  # (rows, d_out, r)
+        scaling = torch.tensor([d.scaling for d in deltas], dtype=dtype, device=A.device)
+        return A.to(dtype).mT, B.to(dtype).mT, scaling[:, None, None]
 
     def forward(x: Tensor, y: Tensor) -> Tensor:
-        A = torch.stack([d.lora_A.weight for d in deltas]).to(x.dtype)  # (rows, r, d_in)
-        B = torch.stack([d.lora_B.weight for d in deltas]).to(x.dtype)  # (rows, d_out, r)
-        scaling = x.new_tensor([d.scaling for d in deltas])[:, None, None]
+        if x.dtype not in kept:
+            kept[x.dtype] = stacks(x.dtype)
+        A, B, scaling = kept[x.dtype]
         x = deltas[0].dropout(x).reshape(len(deltas), -1, x.shape[-1])  # (rows, tokens, d_in)
-        return y + (scaling * (x @ A.mT) @ B.mT).view_as(y)
+        return y + (scaling * (x @ A) @ B).view_as(y)
 
     return forward
 
