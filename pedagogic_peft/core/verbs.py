@@ -380,7 +380,7 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
         attention.take_over(model, record)
     record.methods[name] = method
     record.active, record.rows = (name,), ()
-    return model
+    return view.model
 
 
 def _warn_of_frozen_head(model: nn.Module, paths: Iterable[str]) -> None:
@@ -437,7 +437,9 @@ def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
     record = adaptations_of(self)
     if not record.originals:
         what = f"from_pretrained will give back the base, without {', '.join(record.methods)}"
-        validation.warn(f"{what}: save(model, path) writes that, merge(model, unload=True) both in one")
+        validation.warn(
+            f"{what}: save(model, path) writes that, merge(model, unload=True) both in one"
+        )
     return type(self).save_pretrained(self, *args, **kwargs)
 
 

@@ -30,6 +30,7 @@ from pedagogic_peft.files.peft import (
     split_trained_copies,
 )
 from pedagogic_peft.methods.adalora import AdaLoRA
+from pedagogic_peft.methods.bottleneck import BottleneckAdapter
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
 from pedagogic_peft.methods.lora import LoRA, look_up
 from pedagogic_peft.methods.pissa import PiSSA
@@ -142,6 +143,16 @@ class LoRACodec(Codec):
             "rank_pattern": {p: len(A) for p, A in marks.items() if len(A) != found["r"]},
             "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != found["alpha"]},
         }
+
+
+class BottleneckCodec(Codec):
+    """Parallel adapters in files without ``reads`` are older: they read the normalised state."""
+
+    def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
+        """Return the hyper-parameters."""
+        found = super().hyper_parameters(view, config, marks)
+        old = found["placement"] == "parallel" and "reads" not in config
+        return found | ({"reads": "normalised"} if old else {})
 
 
 class AdaLoRACodec(Codec):
@@ -332,6 +343,7 @@ class PrefixCodec(PromptCodec):
 
 CODECS: dict[type[Method], type[Codec]] = {
     Method: Codec,
+    BottleneckAdapter: BottleneckCodec,
     LoRA: LoRACodec,
     AdaLoRA: AdaLoRACodec,
     VeRA: VeRACodec,
