@@ -204,7 +204,7 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
     Raises:
         ValueError: the model has no such adaptation; the method cannot be merged, because it is no
             change of a weight; a weight is tied to another module, which would change too; a weight
-            is quantised; ``unload`` with other adaptations attached.
+            is quantised or not in memory (offloaded); ``unload`` with other adaptations attached.
         RuntimeError: an adaptation is already merged, or none is active.
     """
     names: tuple[str, ...] = () if name is None else (name,)
@@ -458,9 +458,9 @@ def _mergeable_sites(view: View, names: Sequence[str]) -> dict[str, Site]:
             raise ValueError(f"{path}: {kinds} is no change of a weight and cannot be merged")
         here[path], own = place, set(place.base.modules())
         for key, parameter in place.base.named_parameters():
-            if not parameter.is_floating_point():
-                what = f"{path}.{key} is quantised ({parameter.dtype})"
-                raise ValueError(f"{what} and cannot be merged into")
+            if parameter.is_meta or not parameter.is_floating_point():
+                why = "not in memory" if parameter.is_meta else f"quantised ({parameter.dtype})"
+                raise ValueError(f"{path}.{key} is {why} and cannot be merged into")
             if others := [u for module, u in users[memory_of(parameter)] if module not in own]:
                 what = f"{path}.{key} is tied to {', '.join(others)}: merging would change both"
                 raise ValueError(f"{what}. Keep it unmerged, or untie the weights before attaching")
