@@ -65,7 +65,7 @@ def configurations(model: str):
     yield "double_seq_bn", adapters.DoubleSeqBnConfig(reduction_factor=4)
     if model != "gpt2":
         yield "seq_bn", adapters.SeqBnConfig(reduction_factor=4)
-        yield "par_bn", adapters.ParBnConfig(reduction_factor=4)
+    yield "par_bn", adapters.ParBnConfig(reduction_factor=4)
     if model == "bert":
         yield (
             "seq_bn-gelu",

@@ -6,7 +6,7 @@ The table itself is ``architectures.toml``. An architecture that is not in it ca
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -25,6 +25,7 @@ class Roles:
         ffn_input: the first linear map of a feed-forward block (the first of two, if it is gated).
         ffn_output: the last one, which maps back to the model's width.
         ffn_norm: in a post-norm architecture, the normalisation of "residual + feed-forward".
+        residual: what reads the residual stream before the block: a norm, or `ffn_input` itself.
     """
 
     attention: str
@@ -35,15 +36,20 @@ class Roles:
     ffn_input: str
     ffn_output: str
     ffn_norm: str = ""
+    residual: str = ""
 
 
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 ROLES = {kind: Roles(**row) for row in TABLE["roles"] for kind in row.pop("models").split()}
-DEFAULT_TARGETS = {
-    kind: tuple(names.split())
-    for names, kinds in TABLE["query_and_value"].items()
-    for kind in kinds.split()
-}
+
+
+def by_kind(table: dict[str, str]) -> dict[str, str]:
+    """Return ``{architecture: value}`` of a table ``{value: architectures}``."""
+    return {kind: value for value, kinds in table.items() for kind in kinds.split()}
+
+
+DEFAULT_TARGETS = {k: tuple(v.split()) for k, v in by_kind(TABLE["query_and_value"]).items()}
+RESIDUAL = by_kind(TABLE["residual"])
 
 
 def model_type(model: nn.Module) -> str | None:
@@ -65,7 +71,10 @@ def roles_of(model: nn.Module, instead: str = "target_modules") -> Roles:
         what = f"No defaults for the architecture {kind!r} ({type(model).__name__})"
         known = f"they are known for {', '.join(sorted(ROLES))}"
         raise ValueError(f"{what}; {known}. Give {instead} instead")
-    return ROLES[kind]
+    roles, norm = ROLES[kind], RESIDUAL.get(str(kind))
+    if getattr(model.config, "do_layer_norm_before", True) is False:  # one size of OPT
+        norm = None
+    return replace(roles, residual=norm or roles.ffn_input)
 
 
 def modules_in_role(model: Viewed, *patterns: str) -> dict[str, nn.Module]:

@@ -150,7 +150,9 @@ class Reference(nn.Module):
         super().__init__()
         self.module = module
 
-    def named_modules(self, memo: Any = None, prefix: str = "", *args: Any) -> Iterator[Any]:
+    def named_modules(
+        self, memo: Any = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[Any]:
         """Yield the reference itself only."""
         yield prefix, self
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from pedagogic_peft.core import targets, validation
-from pedagogic_peft.core.delta import Delta, Deltas, TrainedCopy
+from pedagogic_peft.core.delta import Delta, Deltas, TrainedCopy, overrides
 from pedagogic_peft.core.sites import Modules, View
 from pedagogic_peft.core.targets import Names, Targets
 
@@ -133,8 +133,9 @@ class Method:
         """
         deltas = self.build(view)
         for path, delta in deltas.items():
-            if isinstance(delta, Delta):
-                delta.init_from_base(view.modules[path])
+            if overrides(delta, Delta.init_from_base):
+                _check_there(path, view.modules[path], view.modules[path])
+                cast(Delta, delta).init_from_base(view.modules[path])
         return deltas
 
     def build(self, view: View) -> Deltas:
@@ -148,11 +149,31 @@ class Method:
         if lost := [path for path in deltas if targets.inside(path, saved)]:
             raise ValueError(f"modules_to_save: adapters sit at {lost}: name others")
         for path, delta in deltas.items():
-            # A module of RoPE has no parameter.
-            own = next(view.modules[path].parameters(), torch.empty(0))
-            if any((p.device, p.dtype) != (own.device, torch.float32) for p in delta.parameters()):
-                delta.to(own.device, torch.float32)
+            device = device_of(view.modules[path])
+            _check_there(path, view.modules[path], delta)
+            if any((p.device, p.dtype) != (device, torch.float32) for p in delta.parameters()):
+                delta.to(device, torch.float32)
+        for path, module in saved.items():
+            _check_there(path, module, module)
         return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a module computes: where its parameters are, or where accelerate brings them."""
+    own = next(module.parameters(), torch.empty(0)).device  # a module of RoPE has no parameter
+    for part in module.modules() if own.type == "meta" else ():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):
+            if (there := getattr(one, "execution_device", None)) is not None:
+                return torch.device(there)
+    return own
+
+
+def _check_there(path: str, module: nn.Module, needed: nn.Module) -> None:
+    """Raise a ValueError if what is needed of an offloaded module has no values now."""
+    if device_of(module).type != "meta" and any(p.is_meta for p in needed.parameters()):
+        what = f"{path!r} is offloaded: between two calls accelerate keeps its values elsewhere"
+        raise ValueError(f"{what}, and they are needed to begin with. Keep it on a device")
 
 
 def _check_definition(cls: type[Method]) -> None:

@@ -99,7 +99,26 @@ class Place(nn.Module):
         return [deltas._modules[name] for name in names if name in deltas._modules]
 
 
-class Site(Place):
+class Transparent(Place):
+    """In state dicts the tensors of its ``base`` have their own names, as if that had its seat."""
+
+    base: nn.Module
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        """Return the tensors of ``base`` by its own names, and the deltas'."""
+        found = super().state_dict(*args, prefix=prefix, **kwargs)
+        for key in [key for key in found if key.startswith(f"{prefix}base.")]:
+            found[prefix + key.removeprefix(f"{prefix}base.")] = found.pop(key)
+        return found
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        own = self.base.state_dict().keys()  # older files have the names with "base."
+        for key in [key for key in state_dict if key.removeprefix(prefix) in own]:
+            state_dict[f"{prefix}base.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Site(Transparent):
     """A module of the model, frozen, together with the deltas attached to it.
 
     The site stands in the model where ``base`` stood. With no adaptation running it returns
@@ -196,18 +215,6 @@ class Site(Place):
             entries = [i * each + k for i in here for k in range(each)]
             groups.append((delta, torch.tensor(entries, device=x.device)))
         return groups
-
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
-        """Return the tensors of ``base`` by its own names, as if it had its seat, and the deltas'."""
-        found = super().state_dict(*args, prefix=prefix, **kwargs)
-        for key in [key for key in found if key.startswith(f"{prefix}base.")]:
-            found[prefix + key.removeprefix(f"{prefix}base.")] = found.pop(key)
-        return found
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        own = self.base.state_dict().keys()  # older files have the names with "base."
-        for key in [key for key in state_dict if key.removeprefix(prefix) in own]:
-            state_dict[f"{prefix}base.{key.removeprefix(prefix)}"] = state_dict.pop(key)
 
     def __getattr__(self, name: str) -> Any:
         try:

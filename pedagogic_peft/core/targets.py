@@ -5,6 +5,7 @@ also when the others match: a typing mistake must not silently adapt less than w
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -116,10 +117,21 @@ def find_modules(view: View, names: Names) -> Modules:
     return found
 
 
-def shortest_names(view: View, paths: Iterable[str]) -> list[str]:
-    """Return `target_modules` that mean exactly these paths: their ends, if those suffice."""
-    ends = sorted({path.rpartition(".")[2] for path in paths})
-    return ends if {p for p in view.modules if is_named(ends, p)} == set(paths) else sorted(paths)
+def shortest_names(view: View, paths: Iterable[str]) -> list[str] | str:
+    """Return `target_modules` that mean exactly these paths: their ends, if those suffice.
+
+    A whole path does not, where another one ends with it: then a regular expression is returned.
+    """
+    paths = sorted(paths)
+    for names in (sorted({path.rpartition(".")[2] for path in paths}), paths):
+        if {p for p in view.modules if is_named(names, p)} == set(paths):
+            return names
+    return exactly(paths)
+
+
+def exactly(paths: Iterable[str]) -> str:
+    """Return a regular expression for these paths and no others."""
+    return "|".join(map(re.escape, sorted(paths)))
 
 
 def backbone(view: View) -> set[nn.Module]:

@@ -205,7 +205,7 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
     Raises:
         ValueError: the model has no such adaptation; the method cannot be merged, because it is no
             change of a weight; a weight is tied to another module, which would change too; a weight
-            is quantised; ``unload`` with other adaptations attached.
+            is quantised or not in memory (offloaded); ``unload`` with other adaptations attached.
         RuntimeError: an adaptation is already merged, or none is active.
     """
     names: tuple[str, ...] = () if name is None else (name,)
@@ -382,7 +382,7 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
         attention.take_over(model, record)
     record.methods[name] = method
     record.active, record.rows = (name,), ()
-    return model
+    return view.model
 
 
 def _warn_of_frozen_head(model: nn.Module, paths: Iterable[str]) -> None:
@@ -439,7 +439,9 @@ def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
     record = adaptations_of(self)
     if not record.originals:
         what = f"from_pretrained will give back the base, without {', '.join(record.methods)}"
-        validation.warn(f"{what}: save(model, path) writes that, merge(model, unload=True) both in one")
+        validation.warn(
+            f"{what}: save(model, path) writes that, merge(model, unload=True) both in one"
+        )
     return type(self).save_pretrained(self, *args, **kwargs)
 
 
@@ -458,9 +460,9 @@ def _mergeable_sites(view: View, names: Sequence[str]) -> dict[str, Site]:
             raise ValueError(f"{path}: {kinds} is no change of a weight and cannot be merged")
         here[path], own = place, set(place.base.modules())
         for key, parameter in place.base.named_parameters():
-            if not parameter.is_floating_point():
-                what = f"{path}.{key} is quantised ({parameter.dtype})"
-                raise ValueError(f"{what} and cannot be merged into")
+            if parameter.is_meta or not parameter.is_floating_point():
+                why = "not in memory" if parameter.is_meta else f"quantised ({parameter.dtype})"
+                raise ValueError(f"{path}.{key} is {why} and cannot be merged into")
             if others := [u for module, u in users[memory_of(parameter)] if module not in own]:
                 what = f"{path}.{key} is tied to {', '.join(others)}: merging would change both"
                 raise ValueError(f"{what}. Keep it unmerged, or untie the weights before attaching")

@@ -32,9 +32,9 @@ def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -
     """Attach a bottleneck adapter from a folder that the `adapters` library wrote.
 
     It can be trained, and is the only active one. Read are its configurations "seq_bn" (here:
-    "pfeiffer"), "double_seq_bn" ("houlsby") and "par_bn" ("parallel"), for BERT, RoBERTa and
-    DistilBERT; for GPT-2 only "double_seq_bn", because there the two others read the residual
-    stream, not what the adapters here read. Prediction heads (``head_config.json``) are not read.
+    "pfeiffer"), "double_seq_bn" ("houlsby") and "par_bn" ("parallel"), for BERT, RoBERTa, DistilBERT
+    and GPT-2; not "seq_bn" for GPT-2, where it reads the residual stream, which "pfeiffer" here does
+    not. Prediction heads (``head_config.json``) are not read.
 
     Args:
         model: the base model the adapter was made for; changed in place.
@@ -88,7 +88,7 @@ def _method(model: nn.Module, config: Config) -> BottleneckAdapter:
     check_options(options | {"peft_type": "ADAPTERHUB"}, TABLE["ignored_of_adapterhub"].split())
     chosen = {flag: bool(options.get(flag, False)) for flag in TABLE["placements"]["pfeiffer"]}
     found = [name for name, flags in TABLE["placements"].items() if flags == chosen]
-    if not found or (kind == "gpt2" and found != ["houlsby"]):
+    if not found or (kind == "gpt2" and found == ["pfeiffer"]):
         raise ValueError(f"{chosen} is a placement not supported here for {kind}")
     return BottleneckAdapter(
         reduction_factor=options["reduction_factor"],

@@ -18,7 +18,7 @@ from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, tensors_of
 from pedagogic_peft.core.method import Method
 from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import Names, find_modules, is_conv1d, shortest_names
+from pedagogic_peft.core.targets import Names, exactly, find_modules, is_conv1d, shortest_names
 from pedagogic_peft.files.peft import (
     PREFIX,
     TABLE,
@@ -30,6 +30,7 @@ from pedagogic_peft.files.peft import (
     split_trained_copies,
 )
 from pedagogic_peft.methods.adalora import AdaLoRA
+from pedagogic_peft.methods.bottleneck import BottleneckAdapter
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
 from pedagogic_peft.methods.lora import LoRA, look_up
 from pedagogic_peft.methods.pissa import PiSSA
@@ -124,8 +125,9 @@ class LoRACodec(Codec):
         stretch = math.sqrt(n) if method.use_rslora else n  # keeps the scaling
         ranks, alphas = ({p: of(p) for p in paths} for of in (method.rank_of, method.alpha_of))
         config |= {"r": n * method.r, "lora_alpha": stretch * method.alpha}
-        config["rank_pattern"] = {p: n * r for p, r in ranks.items() if r != method.r}
-        config["alpha_pattern"] = {p: stretch * a for p, a in alphas.items() if a != method.alpha}
+        ranks, alphas = unlike(ranks, method.r), unlike(alphas, method.alpha)
+        config["rank_pattern"] = {key: n * r for key, r in ranks.items()}
+        config["alpha_pattern"] = {key: stretch * alpha for key, alpha in alphas.items()}
         if method.parts or n > 1:
             config[self.own_key] = {name: getattr(method, name) for name in self.OWN}
         return config, tensors
@@ -139,9 +141,19 @@ class LoRACodec(Codec):
         alphas = check("alpha_pattern", found["alpha_pattern"] or {})
         alphas = {path: look_up(alphas, path, found["alpha"]) for path in marks}
         return found | {
-            "rank_pattern": {p: len(A) for p, A in marks.items() if len(A) != found["r"]},
-            "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != found["alpha"]},
+            "rank_pattern": unlike({path: len(A) for path, A in marks.items()}, found["r"]),
+            "alpha_pattern": unlike(alphas, found["alpha"]),
         }
+
+
+class BottleneckCodec(Codec):
+    """Parallel adapters in files without ``reads`` are older: they read the normalised state."""
+
+    def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
+        """Return the hyper-parameters."""
+        found = super().hyper_parameters(view, config, marks)
+        old = found["placement"] == "parallel" and "reads" not in config
+        return found | ({"reads": "normalised"} if old else {})
 
 
 class AdaLoRACodec(Codec):
@@ -229,9 +241,16 @@ class IA3Codec(Codec):
 
     def names(self, view: View, outputs: Iterable[str], inputs: Iterable[str]) -> dict[str, Any]:
         """Return names for both; PEFT wants the second list to be part of the first, word for word."""
-        feedforward = shortest_names(view, inputs)
-        both = sorted(shortest_names(view, outputs) + feedforward)
-        return {"target_modules": both, "feedforward_modules": feedforward}
+        outputs, inputs = list(outputs), list(inputs)
+        others, feedforward = shortest_names(view, outputs), shortest_names(view, inputs)
+        clear = not any(
+            path.endswith(tuple(feedforward)) for path in outputs
+        )  # PEFT tests only that
+        if clear and isinstance(others, list) and isinstance(feedforward, list):
+            both: Any = sorted(others + feedforward)
+            return {"target_modules": both, "feedforward_modules": feedforward}
+        both = exactly(outputs + inputs)
+        return {"target_modules": both, "feedforward_modules": inputs and exactly(inputs)}
 
 
 class PromptCodec(Codec):
@@ -332,6 +351,7 @@ class PrefixCodec(PromptCodec):
 
 CODECS: dict[type[Method], type[Codec]] = {
     Method: Codec,
+    BottleneckAdapter: BottleneckCodec,
     LoRA: LoRACodec,
     AdaLoRA: AdaLoRACodec,
     VeRA: VeRACodec,
@@ -345,6 +365,21 @@ CODECS: dict[type[Method], type[Codec]] = {
 def codec_of(kind: type[Method]) -> Codec:
     """Return the codec of a method's class: its own, or that of the nearest class it is derived from."""
     return next(CODECS[parent](kind) for parent in kind.__mro__ if parent in CODECS)
+
+
+def unlike(values: dict[str, Any], default: Any) -> dict[str, Any]:
+    """Return a `rank_pattern` for ``{path: value}`` of all adapted modules: those unlike the default.
+
+    A key means the end of a path. One that is the end of another path is tied to the beginning.
+    """
+    found = {}
+    for path, value in values.items():
+        if value != default:
+            clear = re.fullmatch(r"[\w.]+", path) and not any(
+                p.endswith("." + path) for p in values
+            )
+            found[path if clear else f"^{re.escape(path)}"] = value
+    return found
 
 
 def _prompts(deltas: Deltas) -> dict[str, Any]:

@@ -12,10 +12,11 @@ and costs time at inference. Placements differ in which h is read and where the 
   network, before dropout, residual connection and LayerNorm.
 * "pfeiffer": one in each layer, after the feed-forward network (Pfeiffer et al. 2021,
   "AdapterFusion", arXiv:2005.00247).
-* "parallel": one in each layer, which reads the *input* of the feed-forward network and is added to
-  its output (He et al. 2022, arXiv:2110.04366).
+* "parallel": one in each layer, beside the feed-forward network: it is added to the network's output
+  and reads the residual stream from which that begins (He et al. 2022, arXiv:2110.04366).
 """
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -59,6 +60,9 @@ class BottleneckAdapter(Method):
             "tanh" or "leakyrelu".
         placement: "houlsby", "pfeiffer" or "parallel". In T5's decoder "houlsby" puts an
             adapter after the cross-attention too.
+        reads: what "parallel" reads in architectures that normalise before the feed-forward network
+            (in the others it is the same): "residual", the state that is normalised, as in He et al.'s
+            code and in AdapterHub; or "normalised", what the network itself reads.
         scaling: s, greater than 0; None means 4 for "parallel", as He et al. found best, and else 1.
         leave_out: numbers of the layers without adapters, counted from 0 (specialised AdapterDrop,
             Rücklé et al. 2021, arXiv:2010.11918); in T5, of the encoder and of the decoder.
@@ -76,6 +80,7 @@ class BottleneckAdapter(Method):
     bottleneck_size: int | None = field(None, validation.count)
     non_linearity: str = field("relu", validation.one_of(*NON_LINEARITIES))
     placement: str = field("pfeiffer", validation.one_of(*PLACEMENTS))
+    reads: str = field("residual", validation.one_of("residual", "normalised"))
     scaling: float | None = field(None, validation.positive)
     leave_out: Sequence[int] = field((), validation.layers)
     target_modules: Targets = field(None, validation.targets)
@@ -102,12 +107,15 @@ class BottleneckAdapter(Method):
         return {p: module for p, module in places.items() if layer_of(p) not in self.leave_out}
 
     def deltas(self, view: View, places: Modules) -> Deltas:
-        """Return ``{path: delta}``; with "parallel", also the taps at the networks' inputs."""
+        """Return ``{path: delta}``; with "parallel", also the taps where those read."""
         deltas: dict[str, Any] = super().deltas(view, places)
         if self.placement == "parallel":
-            found = modules_in_role(view, roles_of(view.model).ffn_input)
+            roles = roles_of(view.model)
+            found = modules_in_role(
+                view, roles.residual if self.reads == "residual" else roles.ffn_input
+            )
             inputs = [path for path in found if layer_of(path) not in self.leave_out]
-            deltas |= {p: join._tap[0] for p, join in zip(inputs, deltas.values(), strict=True)}
+            deltas |= {p: join.tap.module for p, join in zip(inputs, deltas.values(), strict=True)}
         return deltas
 
     def delta(self, path: str, module: Any) -> nn.Module:
@@ -199,10 +207,9 @@ class BottleneckBeforeNorm(BeforeNorm, Bottleneck):
 
 
 class ParallelBottleneck(Bottleneck):
-    """y + s · W_up f(W_down h), where h is the input of the feed-forward network and y its output.
+    """y + s · W_up f(W_down h), where y is the output of the feed-forward network.
 
-    h is what the network's first linear map reads, so in architectures that normalise first it is
-    the normalised state. Another module, a `Tap`, sits there and remembers h until it is used here.
+    h is what another module gets, see `BottleneckAdapter`: a `Tap` sits there and keeps it until here.
 
     Args:
         parts: as in `Bottleneck`.
@@ -210,27 +217,42 @@ class ParallelBottleneck(Bottleneck):
 
     def __init__(self, *parts: Any):
         super().__init__(*parts)
-        self._tap = (Tap(),)
+        self.tap: Any = Reference(Tap())
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y + s · W_up f(W_down h), for y: (..., d) and the remembered h: (..., d)."""
-        h, self._tap[0].seen = self._tap[0].seen, None
-        return y + self.change(h)
+        """Return y + s · W_up f(W_down h), for y: (..., d) and the kept h: (..., d)."""
+        return y + self.change(self.tap.module.take())
 
 
 class Tap(Delta):
-    """Remembers the input of a site until it is used, once; it changes nothing.
+    """Keeps the input of a site until it is used, once; it changes nothing.
 
     Each adaptation has taps of its own. So when the rows of a batch have different adaptations
     (``activate(rows=...)``), each tap sees the same rows as the delta it serves, in the same order.
     """
 
-    seen: Any = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.here = OfThread()
 
     def before(self, x: Tensor) -> Tensor:
-        """Return x: (..., d), and remember it."""
-        self.seen = x
+        """Return x: (..., d), and keep it."""
+        self.here.seen = x
         return x
+
+    def take(self) -> Any:
+        """Return what was kept: (..., d)."""
+        h, self.here.seen = self.here.seen, None
+        return h
+
+
+class OfThread(threading.local):
+    """What one thread keeps: two that run the model at once do not see each other's."""
+
+    seen: Any = None
+
+    def __reduce__(self) -> Any:
+        return OfThread, ()  # a copy begins empty
 
 
 class AdapterLinear(nn.Linear):

@@ -41,7 +41,8 @@ class Decomposed(Delta):
         and b of B. The bound keeps a row of zeros from giving 0 / 0.
         """
         base, s = self.base.module, self.scaling
-        with torch.autocast(base.weight.device.type, enabled=False):
+        kind = base.weight.device.type.replace("meta", "cpu")  # autocast does not know "meta"
+        with torch.autocast(kind, enabled=False):
             W, (A, B) = base.weight.float(), (factor.float() for factor in self._factors())
             if isinstance(base, nn.Linear):
                 squares, WA = torch.linalg.vector_norm(W, dim=1).square(), W @ A.T  # WA: (d_out, r)

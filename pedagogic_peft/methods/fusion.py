@@ -93,12 +93,14 @@ class Fusion(Delta):
         nn.init.normal_(self.query.weight, std=0.02)
         nn.init.normal_(self.key.weight, std=0.02)
         nn.init.eye_(self.value.weight)
-        self.adapters = nn.ModuleList(map(Reference, adapters))
+        self.adapters: Any = nn.ModuleList(map(Reference, adapters))
 
     def change(self, h: Tensor) -> Tensor:
         """Return V Σ_n a_n z_n: (..., d), for h: (..., d)."""
         Q, K, V = (m.weight.to(h.dtype) for m in (self.query, self.key, self.value))
-        z = torch.stack([a.module.change(h, frozen=True) for a in self.adapters], dim=-2)  # (..., N, d)
+        z = torch.stack(
+            [a.module.change(h, frozen=True) for a in self.adapters], dim=-2
+        )  # (..., N, d)
         scores = F.linear(z, K) @ F.linear(h, Q).unsqueeze(-1)  # (..., N, d) (..., d, 1)
         a = scores.softmax(dim=-2)  # (..., N, 1)
         return F.linear((a * z).sum(dim=-2), V)

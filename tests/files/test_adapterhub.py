@@ -20,6 +20,7 @@ from pedagogic_peft.methods.fusion import AdapterFusion
 
 HUB = Path(__file__).parents[1] / "fixtures" / "adapterhub"
 HUB_MODELS = [(m, c) for m in ("bert", "roberta", "distilbert") for c in ("seq_bn", "par_bn")]
+HUB_MODELS += [("gpt2", "par_bn")]  # reads the residual stream, not what its norm makes of it
 HUB_MODELS += [(m, "double_seq_bn") for m in ("bert", "roberta", "distilbert", "gpt2")]
 
 

@@ -8,13 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from helpers.models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from safetensors.torch import load_file
 from torch import nn
 
-from pedagogic_peft import IA3, LoRA, activate, attach, count_parameters, detach, disabled, save
+from pedagogic_peft import (
+    IA3,
+    LoRA,
+    activate,
+    attach,
+    count_parameters,
+    detach,
+    disabled,
+    load,
+    save,
+)
 from pedagogic_peft.core.sites import View, sites
-from pedagogic_peft.core.verbs import adapter_drop, average, install
+from pedagogic_peft.core.verbs import adaptations_of, adapter_drop, average, install
 from pedagogic_peft.files.checkpoint import CONFIG, TENSORS
 from pedagogic_peft.files.codecs import codec_of
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter, Tap
@@ -162,6 +173,44 @@ def test_a_parallel_adapter_adds_four_times_its_output_on_the_feed_forward_input
         assert delta.scaling == 4
         expected = seen[join + ".base"][1] + formula(delta, seen[tap + ".base"][0], torch.relu)
         torch.testing.assert_close(seen[join][1], expected)
+
+
+@pytest.mark.parametrize("name, norm", [("gpt2", "ln_2"), ("t5", "layer_norm"), ("bert", None)])
+def test_a_parallel_adapter_reads_the_residual_stream_or_what_its_norm_makes_of_it(name, norm):
+    """He et al.'s code and AdapterHub take the first; architectures that normalise after have one."""
+    found = {}
+    for reads in ("residual", "normalised"):
+        method = BottleneckAdapter(reduction_factor=4, placement="parallel", reads=reads)
+        model = attach_random(build(name), method, reads)
+        taps = [p for p, s in sites(model) if isinstance(s.deltas[reads], Tap)]
+        found[reads] = taps
+        if norm:
+            assert all(path.endswith(norm) == (reads == "residual") for path in taps)
+    assert (found["residual"] == found["normalised"]) == (norm is None)
+
+
+def test_opt_that_normalises_after_has_one_reading_and_gemmas_sandwich_another_norm():
+    config = hf.OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=1, num_attention_heads=2)
+    config.word_embed_proj_dim, config.vocab_size, config.do_layer_norm_before = 32, 40, False
+    model = attach(hf.OPTForCausalLM(config), METHODS["parallel"])
+    assert [p.rpartition(".")[2] for p, _ in sites(model)] == ["fc1", "fc2"]
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 40}
+    model = attach(hf.Gemma2Model(hf.Gemma2Config(head_dim=8, **sizes)), METHODS["parallel"])
+    paths = [path for path, _ in sites(model)]
+    assert [p.rpartition(".")[2] for p in paths] == ["down_proj", "pre_feedforward_layernorm"]
+
+
+def test_a_parallel_adapter_of_an_older_file_reads_what_it_was_trained_on(tmp_path):
+    method = BottleneckAdapter(placement="parallel", reads="normalised")
+    model = attach_random(build("gpt2"), method, "old")
+    save(model, tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert config.pop("reads") == "normalised"
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="was edited"):
+        again = load(build("gpt2"), tmp_path)
+    assert adaptations_of(again).methods["default"] == method
+    assert torch.equal(logits(again, "gpt2"), logits(model, "gpt2"))
 
 
 @pytest.mark.parametrize("name, number", [("gpt2", 4), ("bert", 4), ("t5", 10), ("vit", 4)])
