@@ -12,14 +12,27 @@ delta may do there is the contract of `Delta`:
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pedagogic_peft.core.delta import BATCHED, Args, Delta, Kwargs, TrainedCopy, key_of, overrides
+from pedagogic_peft.core import validation
+from pedagogic_peft.core.delta import (
+    BATCHED,
+    Args,
+    Delta,
+    Kwargs,
+    TrainedCopy,
+    key_of,
+    overrides,
+    some,
+)
+from pedagogic_peft.core.reading import takes_value
 
 Modules = dict[str, nn.Module]  # {path: module}
 
@@ -40,6 +53,9 @@ class Adaptations:
             before: {path of the site: its base's state dict}.
         found_trainable: the parameters that required a gradient before the first `attach`.
         found_attention: the attention implementation from before a prefix took it over.
+        unanswered: in the forward passes of each thread, the sites that were asked for their weight,
+            and have not been called since: ``{(thread, site)}``.
+        handles: of the hooks by which the record knows where a forward pass begins and ends.
     """
 
     methods: dict[str, Any] = field(default_factory=dict)
@@ -51,6 +67,32 @@ class Adaptations:
     originals: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     found_trainable: list[nn.Parameter] = field(default_factory=list)
     found_attention: str | None = None
+    unanswered: set[tuple[int, nn.Module]] = field(default_factory=set)
+    handles: list[Any] = field(default_factory=list)
+
+    def watch(self, model: nn.Module) -> None:
+        """Warn after a forward pass of the model that passed an adaptation over."""
+        beginning = model.register_forward_pre_hook(self.begin)
+        self.handles = [beginning, model.register_forward_hook(self.end)]
+
+    def begin(self, model: nn.Module, args: Args) -> None:
+        """Forget what this thread asked for before the forward pass."""
+        self.take_unanswered()
+
+    def end(self, model: nn.Module, args: Args, output: Any) -> None:
+        """Warn of sites whose weight the model took, and then did not call them."""
+        if found := self.take_unanswered():
+            paths = [path for path, place in sites(model) if place in found]
+            what = (
+                f"The model computed with the weight of {some(paths)} itself and called no module"
+            )
+            validation.warn(f"{what}: the adaptation had no effect there")
+
+    def take_unanswered(self) -> set[nn.Module]:
+        """Remove this thread's sites from `unanswered`, and return them."""
+        own = {entry for entry in self.unanswered.copy() if entry[0] == get_ident()}
+        self.unanswered -= own
+        return {site for _, site in own}
 
 
 class Place(nn.Module):
@@ -100,6 +142,8 @@ class Site(Place):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on its first argument ``x``, then let each adaptation change its output ``y``."""
+        if self.adaptations.unanswered:
+            self.adaptations.unanswered.discard((get_ident(), self))
         x, *more = args or [kwargs.pop(next(iter(kwargs)))]  # an attention gets all of them by name
         rows = self.adaptations.rows
         if rows and self.computed and not set(rows).isdisjoint(self.deltas):
@@ -166,6 +210,11 @@ class Site(Place):
         except AttributeError:
             if name.startswith("_"):  # private marks of other libraries concern one module only
                 raise
+            if name == "weight" and not torch.compiler.is_compiling():
+                reader = sys._getframe(1)
+                used = self.running() or self.computed and self.adaptations.rows
+                if used and takes_value(reader.f_code, reader.f_lasti):
+                    self.adaptations.unanswered.add((get_ident(), self))
             return getattr(super().__getattr__("base"), name)
 
 
