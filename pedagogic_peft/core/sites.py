@@ -80,13 +80,20 @@ class Adaptations:
         self.take_unanswered()
 
     def end(self, model: nn.Module, args: Args, output: Any) -> None:
-        """Warn of sites whose weight the model took, and then did not call them."""
+        """Warn of the sites whose weight was taken, and that were not called then."""
         if found := self.take_unanswered():
             paths = [path for path, place in sites(model) if place in found]
-            what = (
-                f"The model computed with the weight of {some(paths)} itself and called no module"
-            )
+            what = f"The model computed with the weight of {some(paths)} itself and called no module"
             validation.warn(f"{what}: the adaptation had no effect there")
+
+    def ask(self, site: "Site") -> None:
+        """Note that the function which called the caller reads the weight of a site."""
+        if torch.compiler.is_compiling():
+            return
+        reader = sys._getframe(2)
+        running = self.rows if site.computed and self.rows else site.running()
+        if running and takes_value(reader.f_code, reader.f_lasti):
+            self.unanswered.add((get_ident(), site))
 
     def take_unanswered(self) -> set[nn.Module]:
         """Remove this thread's sites from `unanswered`, and return them."""
@@ -172,7 +179,7 @@ class Site(Place):
         """
         if len(x) % len(rows):
             raise ValueError(f"A batch of {len(x)} rows, but activate named {len(rows)}")
-        groups = self.groups(rows, len(x) // len(rows))
+        groups = [*self.groups(rows, len(x) // len(rows))]
         for delta, entries in groups:
             if overrides(delta, Delta.before):
                 here = torch.tensor(entries, device=x.device)
@@ -185,24 +192,21 @@ class Site(Place):
             y = y.index_copy(0, here, delta(x[here], y[here]).to(y.dtype))
         return y
 
-    def groups(self, rows: Sequence[str | None], each: int) -> list[tuple[Any, list[int]]]:
-        """Return each delta with the entries of the batch it works on; a row has ``each`` of them.
+    def groups(self, rows: Sequence[str | None], each: int) -> Iterator[tuple[Any, list[int]]]:
+        """Yield each delta with the entries of the batch it works on; a row has ``each`` of them.
 
         Different deltas that are alike, by their entry in `BATCHED`, are one.
         """
-        there = self.deltas
-        deltas: dict[Any, nn.Module] = {n: there[n] for n in set(rows) if n and n in there}
+        deltas: dict[Any, nn.Module] = {n: d for n, d in self.deltas.items() if n in rows}
         keys = {name: key_of(delta) for name, delta in deltas.items()}
         found: dict[Any, list[int]] = {}
         for i, name in enumerate(rows):
             if name in deltas:
                 found.setdefault(keys[name], []).append(i)
-        groups = []
         for here in found.values():
             own = [deltas[rows[i]] for i in here]
             delta = BATCHED[type(own[0])].serve(own) if len(set(own)) > 1 else own[0]
-            groups.append((delta, [i * each + k for i in here for k in range(each)]))
-        return groups
+            yield delta, [i * each + k for i in here for k in range(each)]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -210,11 +214,8 @@ class Site(Place):
         except AttributeError:
             if name.startswith("_"):  # private marks of other libraries concern one module only
                 raise
-            if name == "weight" and not torch.compiler.is_compiling():
-                reader = sys._getframe(1)
-                used = self.running() or self.computed and self.adaptations.rows
-                if used and takes_value(reader.f_code, reader.f_lasti):
-                    self.adaptations.unanswered.add((get_ident(), self))
+            if name == "weight":
+                self.adaptations.ask(self)
             return getattr(super().__getattr__("base"), name)
 
 
