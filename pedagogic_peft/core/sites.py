@@ -83,8 +83,10 @@ class Adaptations:
         """Warn of the sites whose weight was taken, and that were not called then."""
         if found := self.take_unanswered():
             paths = [path for path, place in sites(model) if place in found]
-            what = f"The model computed with the weight of {some(paths)} itself and called no module"
-            validation.warn(f"{what}: the adaptation had no effect there")
+            what = (
+                f"The model computed with the weight of {some(paths)} itself, not with the module"
+            )
+            validation.warn(f"{what}: there the adaptation had no effect")
 
     def ask(self, site: "Site") -> None:
         """Note that the function which called the caller reads the weight of a site."""

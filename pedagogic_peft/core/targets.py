@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import DEFAULT_TARGETS, TABLE, model_type
@@ -27,6 +26,7 @@ Test = Callable[[nn.Module], bool]
 
 # In evaluation these run one fused kernel on their children's weights and never call the children.
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+MAPS: dict[type[nn.Module], bool] = {}  # of classes derived from nn.Linear: what `_maps` found
 SELDOM_CALLED: dict[str, list[str]] = TABLE["seldom_called"]
 
 
@@ -49,16 +49,18 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _maps(module: nn.Linear) -> bool:
-    """Tell whether what is derived from `nn.Linear` returns a tensor of the same shape."""
+    """Tell whether what is derived from `nn.Linear` returns a tensor of the same shape: tried once."""
     if is_packed(module):  # its forward unpacks the weight
         return True
-    tensors = {k: t.to("meta") for k, t in module.state_dict(keep_vars=True).items()}
-    x = torch.empty(2, 3, module.in_features, dtype=module.weight.dtype, device="meta")
-    try:
-        y = functional_call(module, tensors, (x,))
-    except Exception:  # a stranger's forward may want anything else
-        return False
-    return isinstance(y, Tensor) and y.shape == (2, 3, module.out_features)
+    kind: Any = type(module)
+    if kind not in MAPS:
+        x = module.weight.detach().new_zeros(2, 3, module.in_features)
+        try:
+            with torch.no_grad():
+                MAPS[kind] = module.forward(x).shape == (2, 3, module.out_features)
+        except Exception:  # a stranger's forward may want, or return, anything else
+            MAPS[kind] = False
+    return MAPS[kind]
 
 
 def is_packed(module: nn.Module) -> bool:

@@ -391,8 +391,7 @@ def _warn_of_frozen_head(view: View, paths: Iterable[str]) -> None:
     """A head that is no output embedding is new as a rule; frozen, it would stay random."""
     embeddings = getattr(view.model, "get_output_embeddings", lambda: None)()
     trained = {path.partition(".")[0] for path in paths}
-    parts = {name: part for name, part in heads(view).items() if name not in trained}
-    if new := [name for name, part in parts.items() if part is not embeddings]:
+    if new := [n for n in heads(view) if n not in trained and view.seats[n] is not embeddings]:
         what = f"The head ({', '.join(new)}) stays frozen. If it is new, train and save it"
         validation.warn(f"{what}: modules_to_save={new}")
 

@@ -105,9 +105,10 @@ class BottleneckAdapter(Method):
         """Return ``{path: delta}``; with "parallel", also the taps at the networks' inputs."""
         deltas: dict[str, Any] = super().deltas(view, places)
         if self.placement == "parallel":
-            found = modules_in_role(view, roles_of(view.model).ffn_input)
-            inputs = [path for path in found if layer_of(path) not in self.leave_out]
-            deltas |= {p: join._tap[0] for p, join in zip(inputs, deltas.values(), strict=True)}
+            roles = roles_of(view.model)
+            ends = (modules_in_role(view, end) for end in (roles.ffn_input, roles.ffn_output))
+            pairs = [(x, y) for x, y in zip(*ends, strict=True) if y in places]
+            deltas |= {x: deltas[y]._tap[0] for x, y in pairs}
         return deltas
 
     def delta(self, path: str, module: Any) -> nn.Module:

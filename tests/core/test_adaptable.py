@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from pedagogic_peft import (
+    IA3,
     BitFit,
     BottleneckAdapter,
     DoRA,
@@ -20,6 +21,7 @@ from pedagogic_peft import (
     PiSSA,
     PrefixTuning,
     PromptTuning,
+    VeRA,
     attach,
     detach,
     load,
@@ -174,7 +176,7 @@ def test_an_adaptation_that_a_forward_pass_passes_over_is_warned_of():
         model.a.weight.sum()  # outside of a forward pass anyone may read
         model.b.weight.sum()
         model.eval()(X)
-    with pytest.warns(UserWarning, match=r"weight of 1 \(b\) itself and called no module"):
+    with pytest.warns(UserWarning, match=r"weight of 1 \(b\) itself, not with the module"):
         model.train()(X)
     twin = copy.deepcopy(model)
     with pytest.warns(UserWarning, match=r"1 \(b\)"):
@@ -445,7 +447,8 @@ def test_a_method_without_targets_has_nothing_to_choose_among():
         PromptTuning(3, exclude_modules=["wte"])
 
 
-METHODS = [LoRA(r=2), BitFit(), BottleneckAdapter(placement="houlsby"), PrefixTuning(3)]
+METHODS = [LoRA(r=2), VeRA(r=4), IA3(), BitFit(), PrefixTuning(3)]
+METHODS += [BottleneckAdapter(placement=placement) for placement in ("houlsby", "parallel")]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
