@@ -14,7 +14,7 @@ The rest is here, and in `files`, which alone knows what a file holds.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast, dataclass_transform
 
 import torch
@@ -24,6 +24,9 @@ from pedagogic_peft.core import targets, validation
 from pedagogic_peft.core.delta import Delta, Deltas, TrainedCopy, overrides
 from pedagogic_peft.core.sites import Modules, View
 from pedagogic_peft.core.targets import Names, Targets
+
+# The hyper-parameters that choose among the targets of any method.
+SELECTION = ("exclude_modules", "layers_to_transform", "layers_pattern")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,13 @@ class Method:
 
     Args:
         modules_to_save: names of modules to train in full, such as a new classification head.
+        exclude_modules: which of the targets to leave out: names, or a regular expression for the whole
+            path, of the targets themselves. This and the next two are for methods that have
+            `target_modules`, whichever they are, and mean what they mean in PEFT.
+        layers_to_transform: the layers whose targets are adapted, a number or several, counted from 0:
+            the first number of a target's path. Targets outside of the layers are left out.
+        layers_pattern: the name before that number, or several (regular expressions), where a path has
+            other numbers before it; only with `layers_to_transform`.
 
     Attributes:
         peft: what its checkpoints are called.
@@ -94,6 +104,15 @@ class Method:
     modules_to_save: Names = dataclasses.field(
         default=(), kw_only=True, metadata={"check": validation.names}
     )
+    exclude_modules: Targets = dataclasses.field(
+        default=None, kw_only=True, metadata={"check": validation.targets}
+    )
+    layers_to_transform: Sequence[int] | None = dataclasses.field(
+        default=None, kw_only=True, metadata={"check": validation.layers}
+    )
+    layers_pattern: Targets = dataclasses.field(
+        default=None, kw_only=True, metadata={"check": validation.targets}
+    )
 
     def __init_subclass__(cls, abstract: bool = False) -> None:
         dataclasses.dataclass(frozen=True)(cls)
@@ -107,6 +126,11 @@ class Method:
             value = getattr(self, f.name)
             if value is not None or f.default is not None:
                 object.__setattr__(self, f.name, f.metadata["check"](f.name, value))
+        for name in SELECTION:
+            value, alone = getattr(self, name), "target_modules" not in self.__dataclass_fields__
+            if value and (alone or self.layers_to_transform is None and name == "layers_pattern"):
+                needed = "target_modules" if alone else "layers_to_transform"
+                raise ValueError(f"{name}={value!r}: {type(self).__name__} needs {needed} for that")
 
     @staticmethod
     def can_adapt(module: nn.Module) -> bool:
@@ -120,6 +144,26 @@ class Method:
             ValueError: a name matches nothing, or nothing the method can adapt.
         """
         return targets.find_targets(view, self.target_modules, self.can_adapt, without)
+
+    def select(self, view: View, found: Modules) -> Modules:
+        """Return the targets that `exclude_modules` and `layers_to_transform` leave.
+
+        Raises:
+            ValueError: a name or the number of a layer means nothing, or no target is left.
+        """
+        excluded, layers = self.exclude_modules, self.layers_to_transform
+        out: set[str] = set()
+        if excluded:
+            named = {p for p in view.modules if targets.is_named(self.target_modules or (), p)}
+            own = {p: m for p, m in view.modules.items() if p in found or self.can_adapt(m)}
+            own |= {path: view.modules[path] for path in named}
+            out |= targets.match(view, view.modules, own, excluded).keys()
+        if layers:
+            out |= targets.outside(layers, self.layers_pattern, found)
+        if out and out >= found.keys():
+            what = f"exclude_modules={excluded!r}, layers_to_transform={layers}"
+            raise ValueError(f"{what}: no target is left of {list(found)}")
+        return {path: module for path, module in found.items() if path not in out}
 
     def deltas(self, view: View, places: Modules) -> Deltas:
         """Return ``{path: delta}`` for the modules to adapt."""
@@ -145,7 +189,11 @@ class Method:
             ValueError: as `plan`; a module trained in full has a delta inside.
         """
         saved = targets.find_modules(view, self.modules_to_save)
-        deltas = self.deltas(view, self.targets(view, saved))
+        found = self.targets(view, saved)
+        places = self.select(view, found)
+        targets.refuse_ignored(view, places)
+        targets.warn_of_left_out(view, self, found, saved)
+        deltas = self.deltas(view, places)
         if lost := [path for path in deltas if targets.inside(path, saved)]:
             raise ValueError(f"modules_to_save: adapters sit at {lost}: name others")
         for path, delta in deltas.items():

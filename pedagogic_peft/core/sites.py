@@ -12,13 +12,16 @@ delta may do there is the contract of `Delta`:
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import (
     BATCHED,
     FUSED,
@@ -28,7 +31,9 @@ from pedagogic_peft.core.delta import (
     TrainedCopy,
     key_of,
     overrides,
+    some,
 )
+from pedagogic_peft.core.reading import takes_value
 
 Modules = dict[str, nn.Module]  # {path: module}
 
@@ -50,6 +55,9 @@ class Adaptations:
             before: {path of the site: its base's state dict}.
         found_trainable: the parameters that required a gradient before the first `attach`.
         found_attention: the attention implementation from before a prefix took it over.
+        unanswered: in the forward passes of each thread, the sites that were asked for their weight,
+            and have not been called since: ``{(thread, site)}``.
+        handles: of the hooks by which the record knows where a forward pass begins and ends.
     """
 
     methods: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +70,41 @@ class Adaptations:
     originals: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     found_trainable: list[nn.Parameter] = field(default_factory=list)
     found_attention: str | None = None
+    unanswered: set[tuple[int, nn.Module]] = field(default_factory=set)
+    handles: list[Any] = field(default_factory=list)
+
+    def watch(self, model: nn.Module) -> None:
+        """Warn after a forward pass of the model that passed an adaptation over."""
+        beginning = model.register_forward_pre_hook(self.begin)
+        self.handles = [beginning, model.register_forward_hook(self.end)]
+
+    def begin(self, model: nn.Module, args: Args) -> None:
+        """Forget what this thread asked for before the forward pass."""
+        self.take_unanswered()
+
+    def end(self, model: nn.Module, args: Args, output: Any) -> None:
+        """Warn of the sites whose weight was taken, and that were not called then."""
+        if found := self.take_unanswered():
+            paths = [path for path, place in sites(model) if place in found]
+            what = (
+                f"The model computed with the weight of {some(paths)} itself, not with the module"
+            )
+            validation.warn(f"{what}: there the adaptation had no effect")
+
+    def ask(self, site: "Site") -> None:
+        """Note that the function which called the caller reads the weight of a site."""
+        if torch.compiler.is_compiling():
+            return
+        reader = sys._getframe(2)
+        running = self.rows if site.computed and self.rows else site.running()
+        if running and takes_value(reader.f_code, reader.f_lasti):
+            self.unanswered.add((get_ident(), site))
+
+    def take_unanswered(self) -> set[nn.Module]:
+        """Remove this thread's sites from `unanswered`, and return them."""
+        own = {entry for entry in self.unanswered.copy() if entry[0] == get_ident()}
+        self.unanswered -= own
+        return {site for _, site in own}
 
     def serve(self, rows: Sequence[str | None]) -> None:
         """Set ``rows``, and forget what was made for those before."""
@@ -136,6 +179,8 @@ class Site(Transparent):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on its first argument ``x``, then let each adaptation change its output ``y``."""
+        if self.adaptations.unanswered:
+            self.adaptations.unanswered.discard((get_ident(), self))
         x, *more = args or [kwargs.pop(next(iter(kwargs)))]  # an attention gets all of them by name
         rows = self.adaptations.rows
         if rows and self.computed and not set(rows).isdisjoint(self.deltas):
@@ -202,13 +247,12 @@ class Site(Transparent):
     def make_groups(self, rows: Sequence[str | None], x: Tensor) -> list[tuple[Any, Tensor]]:
         """Return what `groups` returns."""
         there, each = self.deltas, len(x) // len(rows)
-        deltas: dict[Any, nn.Module] = {n: there[n] for n in set(rows) if n and n in there}
+        deltas: dict[Any, nn.Module] = {n: there[n] for n in there if n in rows}
         keys = {name: key_of(delta) for name, delta in deltas.items()}
         found: dict[Any, list[int]] = {}
         for i, name in enumerate(rows):
             if name in deltas:
                 found.setdefault(keys[name], []).append(i)
-        groups = []
         for here in found.values():
             own = [deltas[rows[i]] for i in here]
             delta = BATCHED[type(own[0])].serve(own) if len(set(own)) > 1 else own[0]
@@ -222,6 +266,8 @@ class Site(Transparent):
         except AttributeError:
             if name.startswith("_"):  # private marks of other libraries concern one module only
                 raise
+            if name == "weight":
+                self.adaptations.ask(self)
             return getattr(super().__getattr__("base"), name)
 
 

@@ -5,21 +5,29 @@ also when the others match: a typing mistake must not silently adapt less than w
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-from pedagogic_peft.core.architectures import DEFAULT_TARGETS, model_type
+from pedagogic_peft.core import validation
+from pedagogic_peft.core.architectures import DEFAULT_TARGETS, TABLE, model_type
+from pedagogic_peft.core.delta import some
+from pedagogic_peft.core.reading import uses
 from pedagogic_peft.core.sites import Modules, Site, View, Viewed
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 Names = Sequence[str]
 Targets = Names | str | None  # `target_modules`, as in `LoRA`
 Test = Callable[[nn.Module], bool]
 
 # In evaluation these run one fused kernel on their children's weights and never call the children.
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+MAPS: dict[type[nn.Module], bool] = {}  # of classes derived from nn.Linear: what `_maps` found
+SELDOM_CALLED: dict[str, list[str]] = TABLE["seldom_called"]
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -31,8 +39,50 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Tell whether this is a linear map: `nn.Linear` (quantised ones are) or `Conv1D`."""
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+    """Tell whether this is a linear map: `nn.Linear` (quantised ones are) or `Conv1D`.
+
+    A class that is derived from `nn.Linear` may compute something else, as some routers do.
+    """
+    if type(module).forward is nn.Linear.forward:
+        return True
+    return is_conv1d(module) or (isinstance(module, nn.Linear) and _maps(module))
+
+
+def _maps(module: nn.Linear) -> bool:
+    """Tell whether what is derived from `nn.Linear` returns a tensor of the same shape: tried once."""
+    if is_packed(module):  # its forward unpacks the weight
+        return True
+    kind: Any = type(module)
+    if kind not in MAPS:
+        x = module.weight.detach().new_zeros(2, 3, module.in_features)
+        try:
+            with torch.no_grad():
+                MAPS[kind] = module.forward(x).shape == (2, 3, module.out_features)
+        except Exception:  # a stranger's forward may want, or return, anything else
+            MAPS[kind] = False
+    return MAPS[kind]
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Tell whether a module is quantised: its parameters are codes, and no numbers to compute with."""
+    if any(not p.is_floating_point() or p.itemsize == 1 for p in module.parameters()):
+        return True
+    return isinstance(module, nn.Linear) and module.weight.numel() != math.prod(sizes(module))
+
+
+def check_weight(what: str, module: Any) -> None:
+    """Check that the numbers of a module's ``weight`` can be read.
+
+    Args:
+        what: who wants to read whose, for the message.
+
+    Raises:
+        ValueError: they are codes of a quantised weight.
+    """
+    W, full = module.weight, math.prod(sizes(module))
+    if not W.is_floating_point() or W.itemsize == 1 or W.numel() != full:
+        shape = f"{W.dtype}, {list(W.shape)}"
+        raise ValueError(f"{what}: the weight is packed ({shape}), and its numbers are needed")
 
 
 def sizes(module: Any) -> tuple[int, int]:
@@ -83,6 +133,8 @@ def find_targets(
 
     Raises:
         ValueError: a pattern matches nothing, or nothing that can be adapted.
+
+    "all-linear" means no module that `ignored` names; others may be named, and are to be refused.
     """
     view = View.of(model)
     modules = {p: m for p, m in view.modules.items() if p and not inside(p, without)}
@@ -92,11 +144,12 @@ def find_targets(
     if target_modules == "all-linear":
         inner = backbone(view)
         found = {p: m for p, m in candidates.items() if is_linear(m) and m in inner}
+        without_effect = ignored(view, found)
+        found = {p: m for p, m in found.items() if p not in without_effect}
     else:
         found = match(view, modules, candidates, target_modules)
     if not found:
         raise ValueError(f"{target_modules!r} names no module. {_choice(candidates)}")
-    _refuse_fused(view, found)
     return found
 
 
@@ -113,7 +166,7 @@ def find_modules(view: View, names: Names) -> Modules:
             raise ValueError(f"{path!r} cannot be trained in full: an adaptation sits inside it")
         if not all(p.is_floating_point() for p in module.parameters()):
             raise ValueError(f"{path!r} cannot be trained in full: it is quantised")
-    _refuse_fused(view, found)
+    refuse_ignored(view, found)
     return found
 
 
@@ -139,7 +192,64 @@ def backbone(view: View) -> set[nn.Module]:
     inner = getattr(view.model, "base_model", view.model)
     head = getattr(view.model, "get_output_embeddings", lambda: None)() or nn.Identity()
     modules = view.modules if inner is view.model else View(inner).modules
-    return set(modules.values()) - set(View(head).modules.values())
+    outside = {*View(head).modules.values(), *heads(view).values()}
+    return set(modules.values()) - outside
+
+
+def heads(view: View) -> Modules:
+    """Return ``{name: part}`` of what a transformers model has beside its backbone.
+
+    Where the backbone is not under the name that the class says (``base_model_prefix``), the head is
+    what follows it: the last parts, as far as each is one layer.
+    """
+    model: Any = view.model
+    parts = {p: m for p, m in view.modules.items() if p and "." not in p}
+    parts = {p: m for p, m in parts.items() if next(m.parameters(), None) is not None}
+    inner = getattr(model, "base_model", model)
+    if inner is not model:
+        return {name: part for name, part in parts.items() if part is not inner}
+    found: Modules = {}
+    whole = type(model).__name__.endswith(("Model", "Backbone", "ForConditionalGeneration"))
+    if hasattr(model, "base_model_prefix") and not whole:
+        for name, part in reversed(parts.items()):
+            if next(part.children(), None) is not None or not isinstance(part, LAYERS):
+                break
+            found[name] = part
+    return found
+
+
+def warn_of_left_out(view: View, method: Any, found: Modules, saved: Iterable[str]) -> None:
+    """Warn of modules that are named like the targets, but are of a kind that cannot be adapted."""
+    names, but = method.target_modules or (), method.exclude_modules or ()
+    ends = {end for path in found if not (end := path.rpartition(".")[2]).isdigit()}
+    alike = (p for p in view.modules if p.rpartition(".")[2] in ends and p not in found)
+    named = (p for p in alike if is_named(names, p) and not is_named(but, p))
+    if left := [path for path in named if not inside(path, saved)]:
+        kinds = ", ".join(sorted({type(view.modules[path]).__name__ for path in left}))
+        what = f"target_modules={names!r} also names {some(left)} of type {kinds}"
+        validation.warn(f"{what}: left out, because {type(method).__name__} cannot adapt these")
+
+
+def outside(layers: Sequence[int], pattern: Targets, paths: Iterable[str]) -> set[str]:
+    """Return the paths that are in none of these layers.
+
+    Raises:
+        ValueError: no path is in one of the layers.
+    """
+    names = pattern if isinstance(pattern, str) else "|".join(pattern or [r"[^.]*"])
+    numbers = {path: layer_in(path, names) for path in paths}
+    there = sorted({number for number in numbers.values() if number is not None})
+    if strange := sorted(set(layers) - set(there)):
+        what = f"layers_to_transform: no target is in layer {strange[0]}; there are {there}"
+        raise ValueError(f"{what}, the numbers that follow {names!r} in the targets' paths")
+    return {path for path, number in numbers.items() if number not in layers}
+
+
+def layer_in(path: str, names: str = r"[^.]*") -> int | None:
+    """Return the first number of a path that follows one of these names, a regular expression."""
+    numbers = re.finditer(r"\.(\d+)(?=\.)", path)
+    found = (n for n in numbers if is_named(rf"(?:.*?\.)?(?:{names})", path[: n.start()]))
+    return next((int(n[1]) for n in found), None)
 
 
 def match(view: View, modules: Modules, candidates: Modules, names: Targets) -> Modules:
@@ -181,9 +291,34 @@ def _default_targets(model: nn.Module, candidates: Iterable[str]) -> tuple[str, 
     raise ValueError(f"No default targets for {what}: give target_modules. {_choice(candidates)}")
 
 
-def _refuse_fused(view: View, found: Iterable[str]) -> None:
+def use_of(view: View, path: str) -> frozenset[str]:
+    """Return what the module that holds this one does with it; see `uses`."""
+    holder, _, name = path.rpartition(".")
+    kind: Any = type(view.modules[holder])
+    if name in SELDOM_CALLED.get(kind.__name__, ()):
+        return frozenset({"weight", "bias"})
+    return uses(kind, name)
+
+
+def ignored(view: View, paths: Iterable[str]) -> dict[str, str]:
+    """Return ``{path: why}`` for those of the modules where an adaptation would have no effect."""
     fused = {p: m for p, m in view.seats.items() if isinstance(m, FUSED)}
-    for path in found:
-        for module in (m for outer, m in fused.items() if inside(path, [outer])):
-            what = f"{path!r} lies inside torch's {type(module).__name__}, whose fused kernel"
-            raise ValueError(f"{what} never calls the module: an adaptation would be ignored")
+    found = {}
+    for path in paths:
+        if (use := use_of(view, path)) and "call" not in use:
+            holder = type(view.modules[path.rpartition(".")[0]]).__name__
+            found[path] = f"is never called, as {holder} computes with its weight itself"
+        for outer, module in fused.items():
+            if path and (not outer or inside(path, [outer])):
+                what = f"lies inside torch's {type(module).__name__}, whose fused kernel"
+                found[path] = f"{what} never calls the module"
+    return found
+
+
+def refuse_ignored(view: View, paths: Iterable[str]) -> None:
+    """Raise a ValueError if an adaptation of one of the modules would have no effect."""
+    for path, why in ignored(view, paths).items():
+        what = f"{path!r} {why}: an adaptation would be ignored"
+        raise ValueError(
+            f"{what}. Leave it out, by its name in exclude_modules or by other targets"
+        )

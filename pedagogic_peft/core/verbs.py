@@ -13,12 +13,21 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.architectures import model_type
 from pedagogic_peft.core.counting import memory_of
-from pedagogic_peft.core.delta import BATCHED, Delta, Deltas, load_tensors, overrides, tensors_of
+from pedagogic_peft.core.delta import (
+    BATCHED,
+    Delta,
+    Deltas,
+    TrainedCopy,
+    load_tensors,
+    overrides,
+    tensors_of,
+)
 from pedagogic_peft.core.method import Method
 from pedagogic_peft.core.sites import (
     Adaptations,
@@ -30,7 +39,7 @@ from pedagogic_peft.core.sites import (
     replace_modules,
     sites,
 )
-from pedagogic_peft.core.targets import Names
+from pedagogic_peft.core.targets import Names, check_weight, heads
 
 # In (parts of) these the tokens come before the rows of the batch.
 TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".split()
@@ -67,7 +76,7 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
     if not isinstance(method, Method):
         raise TypeError(f"method={method!r}: expected a method's hyper-parameters, such as LoRA()")
     deltas = method.plan(view)
-    _warn_of_frozen_head(model, deltas)
+    _warn_of_frozen_head(view, deltas)
     return install(view, method, name, deltas)
 
 
@@ -358,6 +367,7 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
         model.requires_grad_(False)
         if hasattr(model, "save_pretrained"):
             model.save_pretrained = MethodType(save_pretrained, model)
+        adaptations_of(model).watch(model)
     record = adaptations_of(model)
     seats: dict[nn.Module, Site] = {}
     for path, delta in deltas.items():
@@ -385,20 +395,13 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
     return view.model
 
 
-def _warn_of_frozen_head(model: nn.Module, paths: Iterable[str]) -> None:
+def _warn_of_frozen_head(view: View, paths: Iterable[str]) -> None:
     """A head that is no output embedding is new as a rule; frozen, it would stay random."""
-    backbone = getattr(model, "base_model", model)
-    embeddings = getattr(model, "get_output_embeddings", lambda: None)()
+    embeddings = getattr(view.model, "get_output_embeddings", lambda: None)()
     trained = {path.partition(".")[0] for path in paths}
-    heads = [
-        name
-        for name, part in model.named_children()
-        if backbone is not model and part is not backbone and part is not embeddings
-        if name not in trained and next(part.parameters(), None) is not None
-    ]
-    if heads:
-        what = f"The head ({', '.join(heads)}) stays frozen. If it is new, train and save it"
-        validation.warn(f"{what}: modules_to_save={heads}")
+    if new := [n for n in heads(view) if n not in trained and view.seats[n] is not embeddings]:
+        what = f"The head ({', '.join(new)}) stays frozen. If it is new, train and save it"
+        validation.warn(f"{what}: modules_to_save={new}")
 
 
 def _restore(model: nn.Module, record: Adaptations) -> None:
@@ -412,6 +415,8 @@ def _forget(model: Any) -> None:
     record = adaptations_of(model)
     for parameter in record.found_trainable:
         parameter.requires_grad_(True)
+    for handle in record.handles:
+        handle.remove()
     if record.found_attention is not None:
         model.set_attn_implementation(record.found_attention)
     vars(model).pop("save_pretrained", None)
@@ -445,6 +450,21 @@ def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
     return type(self).save_pretrained(self, *args, **kwargs)
 
 
+def _check_plain(path: str, base: Any) -> None:
+    """Raise a ValueError if what is added to the module's weight is not added to what it computes."""
+    for key in ("weight", "bias"):
+        if key not in base._parameters and isinstance(getattr(base, key, None), Tensor):
+            what = f"{path}.{key} is computed from other numbers, as by weight normalisation"
+            raise ValueError(f"{what}, and cannot be merged into")
+    if isinstance(base, nn.Linear) and type(base).forward is not nn.Linear.forward:
+        check_weight(f"merge at {path!r}", base)
+        x = torch.linspace(-1, 1, base.in_features).to(base.weight)[None, None]  # (1, 1, d_in)
+        y = F.linear(x, base.weight, base.bias)
+        if not torch.allclose(base(x), y, rtol=0.01, atol=0.01 * float(y.abs().max())):
+            what = f"{path}: {type(base).__name__} is more than its weight and bias"
+            raise ValueError(f"{what}, and cannot be merged into")
+
+
 def _mergeable_sites(view: View, names: Sequence[str]) -> dict[str, Site]:
     """Return ``{path: site}`` of the sites with these adaptations; raise what `merge` raises."""
     users: dict[int, list[tuple[nn.Module, str]]] = {}  # of each parameter's memory
@@ -466,4 +486,6 @@ def _mergeable_sites(view: View, names: Sequence[str]) -> dict[str, Site]:
             if others := [u for module, u in users[memory_of(parameter)] if module not in own]:
                 what = f"{path}.{key} is tied to {', '.join(others)}: merging would change both"
                 raise ValueError(f"{what}. Keep it unmerged, or untie the weights before attaching")
+        if not all(isinstance(delta, TrainedCopy) for delta in deltas):
+            _check_plain(path, place.base)
     return here

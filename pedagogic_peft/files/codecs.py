@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, tensors_of
-from pedagogic_peft.core.method import Method
+from pedagogic_peft.core.method import SELECTION, Method
 from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Names, exactly, find_modules, is_conv1d, shortest_names
 from pedagogic_peft.files.peft import (
@@ -50,10 +50,15 @@ class Codec:
         self.kind, self.peft = kind, kind.peft
 
     def keys(self) -> dict[str, tuple[str, Any]]:
-        """Return ``{key of the configuration: (hyper-parameter, PEFT's default)}``."""
-        found = {}
-        for f in fields(self.kind):
-            if f.name not in self.peft.unsaved.split():
+        """Return ``{key of the configuration: (hyper-parameter, PEFT's default)}``.
+
+        What selects among the targets is none of them where the tensors' names say which are left.
+        """
+        found, own = {}, {f.name: f for f in fields(self.kind)}
+        named = self.peft.tensor or "target_modules" not in own
+        unsaved = {*self.peft.unsaved.split(), *(SELECTION if named else ())}
+        for f in own.values():
+            if f.name not in unsaved:
                 default = {} if f.default_factory is dict else f.default
                 key = self.peft.keys.get(f.name, f.name)
                 found[key] = f.name, self.peft.defaults.get(f.name, default)
@@ -325,10 +330,13 @@ class PrefixCodec(PromptCodec):
         layers = config["token_dim"] // (2 * heads * size)
         config |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
         config["init_weights"] = "zero" if method.init_weights == "zero" else None
-        if method.target_modules or not method.shift_positions or model.config.is_encoder_decoder:
+        own = ("target_modules", *SELECTION)
+        some = any(getattr(method, name) for name in own)
+        if some or not method.shift_positions or model.config.is_encoder_decoder:
             tensors["prefix"] = tensors.pop("prompt_embeddings")
         else:
-            del config["target_modules"], config["shift_positions"]  # PEFT knows no such keys
+            for key in (*own, "shift_positions"):
+                del config[key]  # PEFT knows no such keys
         return config, tensors
 
     def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:

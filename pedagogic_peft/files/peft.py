@@ -5,7 +5,6 @@ the module>.<name in the delta>``; a module trained in full keeps its own names 
 """
 
 import math
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Tensors, some
 from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import Test, inside, is_named, shortest_names
+from pedagogic_peft.core.targets import Test, inside, is_named, layer_in, shortest_names
 
 Config = Mapping[str, Any]
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]  # configuration, tensors
@@ -124,14 +123,7 @@ def _targets_of(config: Config, view: View, can_adapt: Test) -> set[str]:
         one = names if isinstance(names, str) else "|".join(names)
         validation.regex("layers_pattern", one)
         wanted = {layers} if isinstance(layers, int) else set(layers)
-        paths = [path for path in paths if _layer(one, path) in wanted]
+        paths = [path for path in paths if layer_in(path, one) in wanted]
     not_these = [config.get(key) or [] for key in ("exclude_modules", "modules_to_save")]
     left_out = [path for path in modules if any(is_named(names, path) for names in not_these)]
     return {path for path in paths if not inside(path, left_out)}
-
-
-def _layer(names: str, path: str) -> int | None:
-    """Return the first number of a path that follows one of these names."""
-    numbers = [n for n in re.finditer(r"\.(\d+)(?=\.)", path)]
-    found = (n for n in numbers if is_named(rf"(?:.*?\.)?(?:{names})", path[: n.start()]))
-    return next((int(n[1]) for n in found), None)

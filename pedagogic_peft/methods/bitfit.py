@@ -12,14 +12,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.delta import Delta, some
+from pedagogic_peft.core.delta import Delta, Deltas, some
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View
-from pedagogic_peft.core.targets import Targets, backbone, find_targets, is_linear
+from pedagogic_peft.core.targets import (
+    Targets,
+    backbone,
+    find_targets,
+    is_conv1d,
+    is_linear,
+    is_packed,
+    use_of,
+)
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PLAIN = {kind.forward for kind in (nn.Linear, nn.LayerNorm, *CONVOLUTIONS)}
 
 
 class BitFit(Method):
@@ -50,13 +60,26 @@ class BitFit(Method):
             if not own:
                 kind = type(view.model).__name__
                 raise ValueError(f"{kind} has no bias, which BitFit would train")
-            if strange := {type(m).__name__ for m in own if not self.can_adapt(m)}:
-                raise ValueError(f"{some(strange)} has a bias of unknown use: give target_modules")
             return find_targets(view, ".*", own.__contains__, without)
-        places = super().targets(view, without)
+        return super().targets(view, without)
+
+    def deltas(self, view: View, places: Modules) -> Deltas:
+        """Return ``{path: delta}`` for the modules to adapt.
+
+        Raises:
+            ValueError: a module has no bias, or does something else with it than add it to its output.
+        """
         if bare := [path for path, module in places.items() if not _has_bias(module)]:
             raise ValueError(f"target_modules={self.target_modules!r}: {some(bare)} without a bias")
-        return places
+        if strange := {type(m).__name__ for m in places.values() if not adds_bias(m)}:
+            what = f"{some(strange)} has a bias of unknown use"
+            raise ValueError(f"{what}: give target_modules, or exclude_modules")
+        if read := [path for path in places if "bias" in use_of(view, path)]:
+            what = (
+                f"{some(read)}: the model reads the bias itself, and would not see a change of it"
+            )
+            raise ValueError(f"{what}; name it in exclude_modules")
+        return super().deltas(view, places)
 
     def delta(self, path: str, module: Any) -> nn.Module:
         """Return the delta for one module."""
@@ -85,6 +108,28 @@ class BiasDelta(Delta):
     def merge_into(self, base: Any) -> None:
         """Add Δb to the bias: summed in float32 (at least), then rounded once."""
         base.bias.copy_(base.bias + self.delta_bias)
+
+
+def adds_bias(module: Any) -> bool:
+    """Tell whether a change of the module's bias is added to its output where `BiasDelta` adds it.
+
+    Modules with a forward of their own are tried: a normalisation may have the channels first.
+    """
+    if is_conv1d(module) or is_packed(module) or type(module).forward in PLAIN:
+        return True
+    delta, bias = BiasDelta(module), module.bias.detach()
+    shape = (getattr(module, "in_features", 0),) if is_linear(module) else bias.shape
+    if delta.behind:
+        shape = (module.in_channels, *[16 * n for n in module.kernel_size])
+    x = bias.new_zeros(1, 1, 1, *shape)[(0, 0) if delta.behind else ...]
+    with torch.no_grad():
+        delta.delta_bias.copy_(torch.linspace(1, 2, bias.numel()).view_as(bias))
+        try:
+            y = functional_call(module, {"bias": bias}, (x,))
+            z = functional_call(module, {"bias": bias + delta.delta_bias}, (x,))
+            return z.shape == y.shape and torch.allclose(z, delta(x, y), rtol=0.01, atol=0.01)
+        except Exception:  # a stranger's forward may want anything else
+            return False
 
 
 def _has_bias(module: nn.Module) -> bool:

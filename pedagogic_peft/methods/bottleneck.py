@@ -111,11 +111,10 @@ class BottleneckAdapter(Method):
         deltas: dict[str, Any] = super().deltas(view, places)
         if self.placement == "parallel":
             roles = roles_of(view.model)
-            found = modules_in_role(
-                view, roles.residual if self.reads == "residual" else roles.ffn_input
-            )
-            inputs = [path for path in found if layer_of(path) not in self.leave_out]
-            deltas |= {p: join.tap.module for p, join in zip(inputs, deltas.values(), strict=True)}
+            start = roles.residual if self.reads == "residual" else roles.ffn_input
+            ends = (modules_in_role(view, end) for end in (start, roles.ffn_output))
+            pairs = [(x, y) for x, y in zip(*ends, strict=True) if y in places]
+            deltas |= {x: deltas[y].tap.module for x, y in pairs}
         return deltas
 
     def delta(self, path: str, module: Any) -> nn.Module:

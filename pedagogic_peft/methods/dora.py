@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core.delta import Delta, Reference
-from pedagogic_peft.core.targets import is_conv1d
+from pedagogic_peft.core.targets import check_weight, is_conv1d
 from pedagogic_peft.methods.lora import LoRA, LoRAEmbedding, LoRALinear
 
 
@@ -96,7 +96,7 @@ class DoRA(LoRA):
     it acts in training on the change of the lengths too.
 
     Raises:
-        ValueError: as `LoRA`.
+        ValueError: as `LoRA`; when attached, a weight is packed, as by bitsandbytes.
     """
 
     peft = replace(LoRA.peft, flag="use_dora")
@@ -104,6 +104,7 @@ class DoRA(LoRA):
 
     def delta(self, path: str, module: Any) -> Any:
         """Return the delta for one module."""
+        check_weight(f"DoRA at {path!r}", module)
         delta = super().delta(path, module).to(module.weight.device)
         delta.measure(module)
         return delta

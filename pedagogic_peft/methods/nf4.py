@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.sites import View, replace_modules, sites
-from pedagogic_peft.core.targets import Targets, find_targets, is_conv1d
+from pedagogic_peft.core.targets import Targets, find_targets, is_conv1d, refuse_ignored
 
 ABSMAX_BLOCK = 256  # blocks whose absmax are quantised together
 
@@ -59,6 +59,7 @@ def quantize_nf4(
     _refuse_adapted(view)
     names = "all-linear" if target_modules is None else target_modules
     found = find_targets(view, validation.targets("target_modules", names), _can_quantise)
+    refuse_ignored(view, found)
     for path, module in found.items():
         weight: Any = module.weight
         if not weight.is_floating_point():

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core.delta import Tensors
-from pedagogic_peft.core.targets import is_conv1d, is_linear, sizes
+from pedagogic_peft.core.targets import check_weight, is_conv1d, is_linear, sizes
 from pedagogic_peft.methods.lora import LoRA, LoRALinear
 
 
@@ -92,7 +92,7 @@ class PiSSA(LoRA):
     loads beside the original W_0; `load` makes it a PiSSA again, to go on training.
 
     Raises:
-        ValueError: as `LoRA`.
+        ValueError: as `LoRA`; when attached, a weight is packed, as by bitsandbytes.
     """
 
     peft = replace(LoRA.peft, flag="pissa")
@@ -104,4 +104,5 @@ class PiSSA(LoRA):
         if not is_linear(module) or r > min(d_in, d_out):
             what = f"{path!r} ({type(module).__name__}, {d_in} -> {d_out}): PiSSA with r={r}"
             raise ValueError(f"{what} needs a linear map with at least r inputs and outputs")
+        check_weight(f"PiSSA at {path!r}", module)
         return super().delta(path, module)
