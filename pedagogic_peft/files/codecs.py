@@ -71,7 +71,8 @@ class Codec:
         if self.peft.tensor:
             adapted = {path: view.modules[path] for path in own_deltas(deltas)}
             config["target_modules"] = shortest_names(view, adapted)
-            config["fan_in_fan_out"] = any(map(is_conv1d, adapted.values()))
+            if self.peft.type not in TABLE["without_fan_in_fan_out"].split():
+                config["fan_in_fan_out"] = any(map(is_conv1d, adapted.values()))
         return config, {PREFIX + key: tensor for key, tensor in tensors_of(deltas).items()}
 
     def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:

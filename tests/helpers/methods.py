@@ -54,6 +54,7 @@ CASES = {
     "PiSSA": Case(pp.PiSSA(r=4)),
     "VeRA": Case(pp.VeRA(r=8, d_initial=1.0)),
     "AdaLoRA": Case(pp.AdaLoRA(init_r=4, target_r=2)),
+    "LN tuning": Case(pp.LNTuning()),
     "Houlsby": Case(
         pp.BottleneckAdapter(reduction_factor=4, placement="houlsby"), NEAR, without=NO_WEIGHT
     ),
