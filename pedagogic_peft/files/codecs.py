@@ -31,6 +31,7 @@ from pedagogic_peft.files.peft import (
 )
 from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
+from pedagogic_peft.methods.loha import Products
 from pedagogic_peft.methods.lora import LoRA, look_up
 from pedagogic_peft.methods.pissa import PiSSA
 from pedagogic_peft.methods.prefix_tuning import Prefix, PrefixTuning
@@ -143,6 +144,19 @@ class LoRACodec(Codec):
             "rank_pattern": {p: len(A) for p, A in marks.items() if len(A) != found["r"]},
             "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != found["alpha"]},
         }
+
+
+class ProductsCodec(Codec):
+    """LoHa and LoKr: the patterns are kept for the modules that they mean, by whole paths."""
+
+    def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
+        """Return the hyper-parameters; a rank, which scales too, is not always a tensor's size."""
+        found = super().hyper_parameters(view, config, marks)
+        for name, one in (("rank_pattern", "r"), ("alpha_pattern", "alpha")):
+            pattern = validation.pattern(validation.positive)(name, found[name] or {})
+            each = {path: look_up(pattern, path, found[one]) for path in marks}
+            found[name] = {path: value for path, value in each.items() if value != found[one]}
+        return found
 
 
 class AdaLoRACodec(Codec):
@@ -334,6 +348,7 @@ class PrefixCodec(PromptCodec):
 CODECS: dict[type[Method], type[Codec]] = {
     Method: Codec,
     LoRA: LoRACodec,
+    Products: ProductsCodec,
     AdaLoRA: AdaLoRACodec,
     VeRA: VeRACodec,
     IA3: IA3Codec,

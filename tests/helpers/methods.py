@@ -55,6 +55,7 @@ CASES = {
     "VeRA": Case(pp.VeRA(r=8, d_initial=1.0)),
     "AdaLoRA": Case(pp.AdaLoRA(init_r=4, target_r=2)),
     "LN tuning": Case(pp.LNTuning()),
+    "LoHa": Case(pp.LoHa(r=4)),
     "Houlsby": Case(
         pp.BottleneckAdapter(reduction_factor=4, placement="houlsby"), NEAR, without=NO_WEIGHT
     ),
