@@ -56,6 +56,7 @@ CASES = {
     "AdaLoRA": Case(pp.AdaLoRA(init_r=4, target_r=2)),
     "LN tuning": Case(pp.LNTuning()),
     "LoHa": Case(pp.LoHa(r=4)),
+    "LoKr": Case(pp.LoKr(r=2)),
     "Houlsby": Case(
         pp.BottleneckAdapter(reduction_factor=4, placement="houlsby"), NEAR, without=NO_WEIGHT
     ),
