@@ -57,6 +57,7 @@ CASES = {
     "LN tuning": Case(pp.LNTuning()),
     "LoHa": Case(pp.LoHa(r=4)),
     "LoKr": Case(pp.LoKr(r=2)),
+    "OFT": Case(pp.OFT(oft_block_size=8)),
     "Houlsby": Case(
         pp.BottleneckAdapter(reduction_factor=4, placement="houlsby"), NEAR, without=NO_WEIGHT
     ),
