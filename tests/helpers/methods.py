@@ -58,7 +58,7 @@ CASES = {
     "LoHa": Case(pp.LoHa(r=4)),
     "LoKr": Case(pp.LoKr(r=2)),
     "OFT": Case(pp.OFT(oft_block_size=8)),
-    "LoReFT": Case(pp.LoReFT(r=3), without=WHOLE_BATCH),
+    "LoReFT": Case(pp.LoReFT(r=3), without=NO_WEIGHT),
     "Houlsby": Case(
         pp.BottleneckAdapter(reduction_factor=4, placement="houlsby"), NEAR, without=NO_WEIGHT
     ),

@@ -77,6 +77,19 @@ def test_it_goes_together_with_lora():
         merge(model, "reft")
 
 
+def test_rows_of_a_batch_have_interventions_of_their_own():
+    model = attach(build("llama"), LoReFT(r=2), "one")
+    attach(model, LoReFT(r=3), "two")
+    randomise(model)
+    alone = [logits(activate(model, *names), "llama") for names in (["two"], [])]
+    found = logits(activate(model, rows=["two", None]), "llama")
+    torch.testing.assert_close(found[0], alone[0][0])
+    assert torch.equal(found[1, :6], alone[1][1, :6])
+    activate(model, rows=["two", None, "one"])
+    with pytest.raises(ValueError, match="A batch of 2 rows, but activate named 3"):
+        logits(model, "llama")
+
+
 def test_its_tensors_are_named_and_shaped_as_pyrefts(tmp_path):
     save(attach(build("llama"), LoReFT(r=2, layers=[0])), tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
