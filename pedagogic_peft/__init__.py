@@ -31,8 +31,13 @@ from pedagogic_peft.methods.dora import DoRA
 from pedagogic_peft.methods.fusion import AdapterFusion
 from pedagogic_peft.methods.ia3 import IA3
 from pedagogic_peft.methods.llama_adapter import LlamaAdapter
+from pedagogic_peft.methods.ln_tuning import LNTuning
+from pedagogic_peft.methods.loha import LoHa
+from pedagogic_peft.methods.lokr import LoKr
 from pedagogic_peft.methods.lora import LoRA
+from pedagogic_peft.methods.loreft import LoReFT
 from pedagogic_peft.methods.nf4 import dequantize_nf4, quantize_nf4
+from pedagogic_peft.methods.oft import OFT
 from pedagogic_peft.methods.pissa import PiSSA
 from pedagogic_peft.methods.prefix_tuning import PrefixTuning, PTuningV2
 from pedagogic_peft.methods.prompt_tuning import PromptTuning, PTuning
@@ -44,6 +49,7 @@ from pedagogic_peft.training.train import train
 __version__ = "0.1.0"
 
 __all__ = ["LoRA", "DoRA", "PiSSA", "VeRA", "AdaLoRA", "AdaLoRABudget", "lora_plus_groups"]
+__all__ += ["LNTuning", "LoHa", "LoKr", "OFT", "LoReFT"]
 __all__ += ["BottleneckAdapter", "Compacter", "AdapterFusion", "load_adapterhub", "IA3", "BitFit"]
 __all__ += ["PromptTuning", "PTuning", "PrefixTuning", "PTuningV2", "LlamaAdapter"]
 __all__ += ["load_base", "quantize_nf4", "dequantize_nf4", "count_parameters", "model_bytes"]

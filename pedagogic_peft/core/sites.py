@@ -253,6 +253,7 @@ class Site(Transparent):
         for i, name in enumerate(rows):
             if name in deltas:
                 found.setdefault(keys[name], []).append(i)
+        groups = []
         for here in found.values():
             own = [deltas[rows[i]] for i in here]
             delta = BATCHED[type(own[0])].serve(own) if len(set(own)) > 1 else own[0]

@@ -233,8 +233,10 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
             record.originals[path] = {k: t.clone() for k, t in site.base.state_dict().items()}
             deltas: list[Any] = [site.deltas[n] for n in names if n in site.deltas]
             merged = copy.deepcopy(site.base)  # a delta may read the weight from before, its base's
-            # What changes the input does so for all of them, so it is multiplied in last.
-            for delta in sorted(deltas, key=lambda delta: overrides(delta, Delta.before)):
+            # What changes the input does so for all others, so it is multiplied in after them; and of
+            # several the last, whose result the module sees, is the first: W R_2ᵀ R_1ᵀ x.
+            inputs = [delta for delta in deltas if overrides(delta, Delta.before)]
+            for delta in [delta for delta in deltas if delta not in inputs] + inputs[::-1]:
                 delta.merge_into(merged)
             site.base.load_state_dict(merged.state_dict())
     except BaseException:  # out of memory, or interrupted: leave nothing half-merged

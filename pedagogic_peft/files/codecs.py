@@ -32,7 +32,9 @@ from pedagogic_peft.files.peft import (
 from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
+from pedagogic_peft.methods.loha import Products
 from pedagogic_peft.methods.lora import LoRA, look_up
+from pedagogic_peft.methods.oft import OFT
 from pedagogic_peft.methods.pissa import PiSSA
 from pedagogic_peft.methods.prefix_tuning import Prefix, PrefixTuning
 from pedagogic_peft.methods.prompt_tuning import PromptMethod, PTuning, SoftPrompt
@@ -77,7 +79,8 @@ class Codec:
         if self.peft.tensor:
             adapted = {path: view.modules[path] for path in own_deltas(deltas)}
             config["target_modules"] = shortest_names(view, adapted)
-            config["fan_in_fan_out"] = any(map(is_conv1d, adapted.values()))
+            if self.peft.type not in TABLE["without_fan_in_fan_out"].split():
+                config["fan_in_fan_out"] = any(map(is_conv1d, adapted.values()))
         return config, {PREFIX + key: tensor for key, tensor in tensors_of(deltas).items()}
 
     def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
@@ -159,6 +162,39 @@ class BottleneckCodec(Codec):
         found = super().hyper_parameters(view, config, marks)
         old = found["placement"] == "parallel" and "reads" not in config
         return found | ({"reads": "normalised"} if old else {})
+
+
+class ProductsCodec(Codec):
+    """LoHa and LoKr: the patterns are kept for the modules that they mean, by whole paths."""
+
+    def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
+        """Return the hyper-parameters; a rank, which scales too, is not always a tensor's size."""
+        found = super().hyper_parameters(view, config, marks)
+        for name, one in (("rank_pattern", "r"), ("alpha_pattern", "alpha")):
+            pattern = validation.pattern(validation.positive)(name, found[name] or {})
+            each = {path: look_up(pattern, path, found[one]) for path in marks}
+            found[name] = {path: value for path, value in each.items() if value != found[one]}
+        return found
+
+
+class OFTCodec(Codec):
+    """Neumann's series has another last term since PEFT 0.18, so files say which PEFT they are of."""
+
+    SINCE = "0.18.0"
+
+    def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
+        """Return PEFT's configuration and tensors."""
+        config, tensors = super().to_peft(view, method, deltas)
+        return config | {"peft_version": self.SINCE}, tensors
+
+    def check_options(self, config: Config) -> None:
+        """Raise a ValueError for an option that is not supported, or an older series."""
+        super().check_options(config)
+        version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version") or "0.0"))
+        old = version is None or tuple(map(int, version.groups())) < (0, 18)
+        if old and config.get("use_cayley_neumann", True):
+            what = f"peft_version={config.get('peft_version')!r}, use_cayley_neumann: before PEFT"
+            raise ValueError(f"{what} {self.SINCE} the series had another last term; train again")
 
 
 class AdaLoRACodec(Codec):
@@ -361,6 +397,8 @@ CODECS: dict[type[Method], type[Codec]] = {
     Method: Codec,
     BottleneckAdapter: BottleneckCodec,
     LoRA: LoRACodec,
+    Products: ProductsCodec,
+    OFT: OFTCodec,
     AdaLoRA: AdaLoRACodec,
     VeRA: VeRACodec,
     IA3: IA3Codec,

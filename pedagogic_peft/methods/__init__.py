@@ -3,5 +3,5 @@
 Uses `core` only. Used by `files`, `training` and `course`. A new method is a new file here.
 """
 
-from pedagogic_peft.methods import fused as fused  # a LoRA in fewer steps, where no gradient is asked for
+from pedagogic_peft.methods import fused as fused  # a LoRA in fewer steps
 from pedagogic_peft.methods import rows as rows  # says which deltas serve rows of a batch

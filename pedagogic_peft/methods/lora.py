@@ -230,10 +230,7 @@ class LoRA(Method):
         """Return ``{path: delta}`` for the modules to adapt."""
         if self.parts and (kind := model_type(view.model)) in INTERLEAVED:
             raise ValueError(f"parts={self.parts!r}: {kind} mixes q, k and v head by head")
-        for what in ("rank_pattern", "alpha_pattern"):
-            pattern = getattr(self, what)
-            if unused := [k for k in pattern if not any(look_up({k: 1}, p, 0) for p in places)]:
-                raise ValueError(f"{what}: {unused} match none of the targets {list(places)}")
+        check_patterns(self, places)
         return super().deltas(view, places)
 
     def delta(self, path: str, module: Any) -> Any:
@@ -257,3 +254,11 @@ class LoRA(Method):
 def look_up(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
     """Return the value of the first key that matches the end of the path, as in PEFT."""
     return next((v for key, v in pattern.items() if is_named(rf"(.*\.)?({key})", path)), default)
+
+
+def check_patterns(method: Any, places: Modules) -> None:
+    """Raise a ValueError if a key of ``rank_pattern`` or ``alpha_pattern`` means none of the places."""
+    for what in ("rank_pattern", "alpha_pattern"):
+        pattern = getattr(method, what)
+        if unused := [k for k in pattern if not any(look_up({k: 1}, p, 0) for p in places)]:
+            raise ValueError(f"{what}: {unused} match none of the targets {list(places)}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pedagogic_peft.core.delta import BATCHED, Args, Batched, Kwargs
 from pedagogic_peft.core.sites import by_name
 from pedagogic_peft.methods.lora import LoRALinear
+from pedagogic_peft.methods.loreft import Intervention
 from pedagogic_peft.methods.prompt_tuning import EncodedPrompt, SoftPrompt, WiderCrossMask
 
 
@@ -84,6 +85,34 @@ class RowPrompts:
         return self.first.leave(module, output)
 
 
+class RowInterventions:
+    """LoReFT for a batch in which each row has its own.
+
+    Args:
+        deltas: one for each row; None for a row without.
+    """
+
+    def __init__(self, deltas: Sequence[Intervention | None]):
+        self.deltas = deltas
+
+    def enter(self, module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Return the arguments as they are."""
+        return args, kwargs
+
+    def leave(self, module: nn.Module, output: Any) -> Any:
+        """Let each row's delta move the states of its row: h, (batch, tokens, d).
+
+        Raises:
+            ValueError: the batch has another number of rows.
+        """
+        h, *more = output if isinstance(output, tuple) else (output,)
+        if len(h) % len(self.deltas):
+            raise ValueError(f"A batch of {len(h)} rows, but activate named {len(self.deltas)}")
+        rows = zip(self.deltas, h.chunk(len(self.deltas)), strict=True)  # beams of one row are one
+        h = torch.cat([row if delta is None else delta.leave(module, row) for delta, row in rows])
+        return (h, *more) if isinstance(output, tuple) else h
+
+
 def any_of(deltas: Sequence[WiderCrossMask | None]) -> WiderCrossMask:
     """Return what serves all rows: any of the deltas, because their prompts have one length."""
     return next(delta for delta in deltas if delta is not None)
@@ -95,4 +124,5 @@ def _rank_and_dropout(delta: LoRALinear) -> tuple[int, float]:
 
 BATCHED[LoRALinear] = Batched(_rank_and_dropout, batched_lora)
 BATCHED[SoftPrompt] = BATCHED[EncodedPrompt] = Batched(type, RowPrompts)
+BATCHED[Intervention] = Batched(type, RowInterventions)
 BATCHED[WiderCrossMask] = Batched(type, any_of)

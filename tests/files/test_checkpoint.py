@@ -307,8 +307,8 @@ def test_an_unknown_key_is_ignored_only_when_it_switches_nothing_on(saved):
 
 
 def test_another_method_is_refused(saved):
-    saved.config(peft_type="LOHA")
-    refused(saved.path, "'LOHA'", "what can be loaded is", "IA3")
+    saved.config(peft_type="BOFT")
+    refused(saved.path, "'BOFT'", "what can be loaded is", "IA3")
 
 
 def test_missing_files_and_folders_are_named(saved, tmp_path):

@@ -54,6 +54,11 @@ CASES = {
     "PiSSA": Case(pp.PiSSA(r=4)),
     "VeRA": Case(pp.VeRA(r=8, d_initial=1.0)),
     "AdaLoRA": Case(pp.AdaLoRA(init_r=4, target_r=2)),
+    "LN tuning": Case(pp.LNTuning()),
+    "LoHa": Case(pp.LoHa(r=4)),
+    "LoKr": Case(pp.LoKr(r=2)),
+    "OFT": Case(pp.OFT(oft_block_size=8)),
+    "LoReFT": Case(pp.LoReFT(r=3), without=NO_WEIGHT),
     "Houlsby": Case(
         pp.BottleneckAdapter(reduction_factor=4, placement="houlsby"), NEAR, without=NO_WEIGHT
     ),

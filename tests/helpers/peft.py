@@ -1,12 +1,14 @@
 """Hugging Face PEFT's models beside ours: the same numbers in both."""
 
 import json
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from helpers.models import build, gradients, logits, randomise
+from pedagogic_peft import load, save
 from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.verbs import install
 from pedagogic_peft.files.codecs import codec_of
@@ -68,3 +70,22 @@ def assert_equals_peft(name, ours, theirs):
     torch.testing.assert_close(logits(ours, name), logits(theirs, name), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(logits(ours, name), logits(build(name), name), atol=1e-2)
     assert_gradients_equal(gradients(ours, name), our_keys(gradients(theirs, name).items()))
+
+
+def assert_files_go_both_ways(name, theirs, folder):
+    """Read PEFT's files, write them again, and let PEFT read those: the same tensors and logits."""
+    theirs.save_pretrained(folder / "theirs")
+    ours = load(build(name), folder / "theirs")
+    expected = logits(theirs, name)
+    torch.testing.assert_close(logits(ours, name), expected, rtol=1e-5, atol=1e-5)
+    save(ours, folder / "ours")
+    files = (load_file(folder / f / "adapter_model.safetensors") for f in ("theirs", "ours"))
+    before, after = files
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        again = read_by_peft(name, folder / "ours")
+    assert not [w for w in said if "keyword arguments" in str(w.message)]  # a key PEFT doesn't know
+    assert torch.equal(logits(again, name), expected)
+    return ours
