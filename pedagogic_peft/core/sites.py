@@ -112,10 +112,11 @@ class Site(Place):
 
     def forward_with(self, deltas: Sequence[Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on ``x`` with these deltas."""
+        base = self.base
         for delta in deltas:
             if isinstance(delta, Delta):  # a plain module has only delta(x, y)
-                x = delta.before(x)
-        y = self.base(x, *args, **kwargs)
+                base, x = delta.stand_in(base), delta.before(x)
+        y = base(x, *args, **kwargs)
         for delta in deltas:
             y = delta(x, y, *args, **kwargs)
         return y

@@ -130,6 +130,18 @@ def backbone(view: View) -> set[nn.Module]:
     return set(modules.values()) - set(View(head).modules.values())
 
 
+def fused_experts(view: View, without: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Return ``{path: parameter}`` of a mixture's experts that are parameters and no linear maps."""
+    return {
+        f"{path}.{name}": p
+        for path, module in view.modules.items()
+        if "experts" in path.split(".") or "Expert" in type(module).__name__
+        for name, p in module.named_parameters(recurse=False)
+        if p.dim() > 1 and not name.endswith("bias")
+        if not is_linear(module) and not inside(path, without)
+    }
+
+
 def match(view: View, modules: Modules, candidates: Modules, names: Targets) -> Modules:
     """Return the candidates that are named, if each name or the regular expression means some."""
     found: set[str] = set()

@@ -29,7 +29,7 @@ from pedagogic_peft.core.sites import (
     replace_modules,
     sites,
 )
-from pedagogic_peft.core.targets import Names
+from pedagogic_peft.core.targets import Names, fused_experts
 
 # In (parts of) these the tokens come before the rows of the batch.
 TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".split()
@@ -57,13 +57,16 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
         RuntimeError: an adaptation is merged.
 
     Warns:
-        UserWarning: the model's head stays frozen. A new head has to be in `modules_to_save`.
+        UserWarning: the model's head stays frozen. A new head has to be in `modules_to_save`. Or
+            "all-linear" leaves out the experts of a mixture, which are no linear maps.
     """
     view = check_can_attach(model, name)
     if not isinstance(method, Method):
         raise TypeError(f"method={method!r}: expected a method's hyper-parameters, such as LoRA()")
     deltas = method.plan(view)
     _warn_of_frozen_head(model, deltas)
+    if method.target_modules == "all-linear":
+        _warn_of_frozen_experts(view, deltas)
     return install(view, method, name, deltas)
 
 
@@ -367,7 +370,9 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
         if delta.training != place.training:
             delta.train(place.training)
     # Experts that are modules see the tokens that are sent to them, of any row.
-    if model_type(model) in TOKENS_FIRST or any("experts" in path.split(".") for path in deltas):
+    whole = any(overrides(delta, Delta.stand_in) for delta in deltas.values())
+    experts = any("experts" in path.split(".") for path in deltas)
+    if model_type(model) in TOKENS_FIRST or whole or experts:
         record.not_per_row.add(name)
     replace_modules(view, seats)
     if any(overrides(delta, Delta.attend) for delta in deltas.values()):
@@ -391,6 +396,14 @@ def _warn_of_frozen_head(model: nn.Module, paths: Iterable[str]) -> None:
     if heads:
         what = f"The head ({', '.join(heads)}) stays frozen. If it is new, train and save it"
         validation.warn(f"{what}: modules_to_save={heads}")
+
+
+def _warn_of_frozen_experts(view: View, paths: Iterable[str]) -> None:
+    """What "all-linear" leaves out may be most of a mixture."""
+    if left := fused_experts(view, paths):
+        n, names = sum(w.numel() for w in left.values()), {p.rpartition(".")[2] for p in left}
+        what = f"all-linear leaves out {n:,} parameters of experts, which are no linear maps"
+        validation.warn(f"{what}; LoRA(target_parameters={sorted(names)}) would adapt them")
 
 
 def _restore(model: nn.Module, record: Adaptations) -> None:

@@ -9,7 +9,7 @@ of which only A and B are trained. The site is a linear map or an embedding, the
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from pedagogic_peft.core.delta import Delta, Deltas, Tensors
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View
 from pedagogic_peft.core.targets import Names, Targets, is_conv1d, is_linear, is_named, sizes
+from pedagogic_peft.methods.experts import LoRAExperts, LoRAParameter, find_parameters
 
 # Fused projections of these mix q, k and v head by head: no block of their output is q.
 INTERLEAVED = "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese persimmon".split()
@@ -187,6 +188,16 @@ class LoRA(Method):
         parts: some of "q", "k", "v", when every target is a fused projection whose output is q, k
             and v in three equal blocks (GPT-2's ``c_attn``): each part gets an A and a B of its own,
             of rank r, and the others get none. () adapts the whole output with one A and one B.
+        target_parameters: parameters to adapt that are no linear maps, by their names or ends of
+            paths: the experts of a mixture, such as ("gate_up_proj", "down_proj"), where r is the
+            rank of each expert (see `LoRAExperts`). They come beside `target_modules`; () as its
+            value leaves them alone. Without dropout: it would need an input of each weight.
+
+    "all-linear" does not mean the experts. They are no linear maps, most of a mixture's numbers are
+    theirs, and a changed copy of the weights is made in each forward pass, so they are adapted when
+    they are named, and `attach` warns when they are not. PEFT decides by the architecture: its
+    "all-linear" adds experts and router in relatives of Qwen2-MoE and Mixtral, and neither in others
+    (GPT-OSS). Its files name what they adapt, and are read as they are.
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
@@ -212,11 +223,15 @@ class LoRA(Method):
     rank_pattern: Mapping[str, int] = field({}, validation.pattern(validation.count))
     alpha_pattern: Mapping[str, float] = field({}, validation.pattern(validation.positive))
     parts: Names = field((), check_parts)
+    target_parameters: Names = field((), validation.names)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.parts and type(self) is not LoRA:
             raise ValueError(f"parts={self.parts!r}: only LoRA adapts parts of a projection")
+        if self.target_parameters and (type(self) is not LoRA or self.dropout):
+            what = f"target_parameters={self.target_parameters!r}"
+            raise ValueError(f"{what}: only LoRA adapts them, and without dropout")
 
     def rank_of(self, path: str) -> int:
         """Return r for the module at this path."""
@@ -226,15 +241,27 @@ class LoRA(Method):
         """Return α for the module at this path."""
         return look_up(self.alpha_pattern, path, self.alpha)
 
+    def targets(self, view: View, without: Iterable[str]) -> Modules:
+        """As in any method; beside `target_parameters` there may be none."""
+        alone = self.target_parameters and self.target_modules == ()
+        return {} if alone else super().targets(view, without)
+
     def deltas(self, view: View, places: Modules) -> Deltas:
-        """Return ``{path: delta}`` for the modules to adapt."""
+        """Return ``{path: delta}`` for the modules to adapt, and those that have the parameters."""
+        parameters = find_parameters(view, self.target_parameters)
+        paths = [*places, *parameters]
         if self.parts and (kind := model_type(view.model)) in INTERLEAVED:
             raise ValueError(f"parts={self.parts!r}: {kind} mixes q, k and v head by head")
         for what in ("rank_pattern", "alpha_pattern"):
             pattern = getattr(self, what)
-            if unused := [k for k in pattern if not any(look_up({k: 1}, p, 0) for p in places)]:
-                raise ValueError(f"{what}: {unused} match none of the targets {list(places)}")
-        return super().deltas(view, places)
+            if unused := [k for k in pattern if not any(look_up({k: 1}, p, 0) for p in paths)]:
+                raise ValueError(f"{what}: {unused} match none of the targets {paths}")
+        deltas: dict[str, Any] = super().deltas(view, places)
+        for path, module in parameters.items():
+            place, _, name = path.rpartition(".")
+            own = self.rank_of(path), self.alpha_of(path), self.use_rslora
+            deltas.setdefault(place, LoRAExperts()).loras[name] = LoRAParameter(module, name, *own)
+        return deltas
 
     def delta(self, path: str, module: Any) -> Any:
         """Return the delta for one module."""
