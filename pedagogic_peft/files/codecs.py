@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pedagogic_peft.core import attention, validation
-from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, tensors_of
+from pedagogic_peft.core.architectures import model_type
+from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, some, tensors_of
 from pedagogic_peft.core.method import Method
-from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import Names, find_modules, is_conv1d, shortest_names
+from pedagogic_peft.core.sites import Modules, View
+from pedagogic_peft.core.targets import Names, find_modules, is_conv1d, is_named, shortest_names
 from pedagogic_peft.files.peft import (
     PREFIX,
     TABLE,
@@ -30,6 +31,8 @@ from pedagogic_peft.files.peft import (
     split_trained_copies,
 )
 from pedagogic_peft.methods.adalora import AdaLoRA
+from pedagogic_peft.methods.dora import DoRA
+from pedagogic_peft.methods.experts import LoRAExperts, find_parameters
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
 from pedagogic_peft.methods.lora import LoRA, look_up
 from pedagogic_peft.methods.pissa import PiSSA
@@ -109,6 +112,10 @@ class LoRACodec(Codec):
 
     A delta may equal an ordinary LoRA of n times its rank: one of parts, or PiSSA's. Then the file has
     that LoRA, which PEFT can load, and one more key, which PEFT drops with a warning, keeps our values.
+
+    In some mixtures PEFT takes the names of linear maps, ``gate_proj`` of a shared expert or of a dense
+    layer, for those of the experts (its bug #3711). There we name the maps' weights, which PEFT reads as
+    they are meant: LoRA of the parameter ``x.weight`` is LoRA of the module ``x``, tensors and all.
     """
 
     OWN: ClassVar = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
@@ -119,29 +126,83 @@ class LoRACodec(Codec):
 
     def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors."""
-        config, tensors = super().to_peft(view, method, deltas)
-        n, paths = 2 if isinstance(method, PiSSA) else len(method.parts) or 1, own_deltas(deltas)
+        experts: dict[str, Any] = {p: d for p, d in deltas.items() if isinstance(d, LoRAExperts)}
+        rest = {path: delta for path, delta in deltas.items() if path not in experts}
+        config, tensors = super().to_peft(view, method, rest)
+        tensors |= {PREFIX + key: tensor for key, tensor in tensors_of(experts).items()}
+        names = {path: path for path in own_deltas(rest)} | self.as_weights(view, method, rest)
+        weights = [name for path, name in names.items() if name != path]
+        config["target_modules"] = shortest_names(view, names.keys() & names.values())
+        del config["target_parameters"]  # which PEFT before 0.17 does not know
+        if parameters := [*method.target_parameters, *weights]:
+            config["target_parameters"] = parameters
+        names |= {p: p for path, d in experts.items() for p in (f"{path}.{n}" for n in d.loras)}
+        n = 2 if isinstance(method, PiSSA) else len(method.parts) or 1
         stretch = math.sqrt(n) if method.use_rslora else n  # keeps the scaling
-        ranks, alphas = ({p: of(p) for p in paths} for of in (method.rank_of, method.alpha_of))
+        ranks, alphas = ({p: of(p) for p in names} for of in (method.rank_of, method.alpha_of))
         config |= {"r": n * method.r, "lora_alpha": stretch * method.alpha}
-        config["rank_pattern"] = {p: n * r for p, r in ranks.items() if r != method.r}
-        config["alpha_pattern"] = {p: stretch * a for p, a in alphas.items() if a != method.alpha}
-        if method.parts or n > 1:
-            config[self.own_key] = {name: getattr(method, name) for name in self.OWN}
+        config["rank_pattern"] = {names[p]: n * r for p, r in ranks.items() if r != method.r}
+        other = {p: alpha for p, alpha in alphas.items() if alpha != method.alpha}
+        config["alpha_pattern"] = {names[p]: stretch * alpha for p, alpha in other.items()}
+        own = self.OWN if method.parts or n > 1 else ()
+        if weights and method.dropout:  # PEFT has no dropout beside parameters
+            own, config["lora_dropout"] = (*own, "dropout"), 0.0
+        if own:
+            config[self.own_key] = {name: getattr(method, name) for name in own}
         return config, tensors
+
+    def as_weights(self, view: View, method: Any, deltas: Deltas) -> dict[str, str]:
+        """Return ``{path: path.weight}`` of the maps that PEFT would take for experts."""
+        misread = model_type(view.model) in TABLE["misread_in"].split()
+        names = [p for p in own_deltas(deltas) if p.rpartition(".")[2] in TABLE["misread"].split()]
+        if not misread or not names:
+            return {}
+        if isinstance(method, DoRA):  # nor has it DoRA there
+            what = f"takes {some(names)} of {model_type(view.model)} for experts (its bug #3711)"
+            validation.warn(f"Hugging Face PEFT {what}, where it has no DoRA: it will refuse this")
+            return {}
+        return {path: f"{path}.weight" for path in names}
 
     def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
         """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
-        found = super().hyper_parameters(view, config, marks)
-        if config.get(self.own_key):
-            return found | dict(config[self.own_key])
+        names = validation.names("target_parameters", config.get("target_parameters") or [])
+        weights = {f"{p}.weight": p for p, m in view.modules.items() if isinstance(m, nn.Linear)}
+        own = [n for n in names if not any(is_named([n], weight) for weight in weights)]
+        experts = self.marks_of(find_parameters(view, own), marks)
+        modules = {path: A for path, A in marks.items() if path not in experts}
+        found = super().hyper_parameters(view, config, modules)
         check = validation.pattern(validation.positive)
         alphas = check("alpha_pattern", found["alpha_pattern"] or {})
-        alphas = {path: look_up(alphas, path, found["alpha"]) for path in marks}
-        return found | {
-            "rank_pattern": {p: len(A) for p, A in marks.items() if len(A) != found["r"]},
+        as_named = {path: name for name, path in weights.items() if is_named(names, name)}
+        ranks = {path: len(A) for path, A in modules.items()}
+        ranks |= {name: r for name, r in experts.values()}
+        alphas = {p: look_up(alphas, as_named.get(p, p), found["alpha"]) for p in ranks}
+        found |= {
+            "target_parameters": own,
+            "rank_pattern": {p: r for p, r in ranks.items() if r != found["r"]},
             "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != found["alpha"]},
         }
+        return found | dict(config.get(self.own_key) or {})
+
+    @staticmethod
+    def marks_of(parameters: Modules, marks: Tensors) -> dict[str, tuple[str, int]]:
+        """Return ``{key of marks: (path of the parameter, its r)}``.
+
+        PEFT wraps the first parameter of a module first, so that it is the innermost.
+
+        Raises:
+            ValueError: a parameter has no tensor.
+        """
+        found: dict[str, tuple[str, int]] = {}
+        for path, module in reversed(parameters.items()):
+            place, _, name = path.rpartition(".")
+            while place in found:
+                place += ".base_layer"
+            W = getattr(module, name)
+            if place not in marks:
+                raise ValueError(f"target_parameters: there are no tensors for {path!r}")
+            found[place] = path, len(marks[place]) // (len(W) if W.dim() == 3 else 1)
+        return found
 
 
 class AdaLoRACodec(Codec):
