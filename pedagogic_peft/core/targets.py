@@ -90,7 +90,8 @@ def find_targets(
         target_modules = _default_targets(view.model, candidates)
     if target_modules == "all-linear":
         inner = backbone(view)
-        found = {p: m for p, m in candidates.items() if is_linear(m) and m in inner}
+        linear = {p: m for p, m in candidates.items() if is_linear(m) and m in inner}
+        found = {p: m for p, m in linear.items() if not in_router(view, p)}
     else:
         found = match(view, modules, candidates, target_modules)
     if not found:
@@ -128,6 +129,12 @@ def backbone(view: View) -> set[nn.Module]:
     head = getattr(view.model, "get_output_embeddings", lambda: None)() or nn.Identity()
     modules = view.modules if inner is view.model else View(inner).modules
     return set(modules.values()) - set(View(head).modules.values())
+
+
+def in_router(view: View, path: str) -> bool:
+    """Tell whether the path leads into a router: one is called so, or is a gate beside experts."""
+    block, gate, _ = f".{path}.".rpartition(".gate.")
+    return "router" in path or bool(gate) and f"{block[1:]}.experts" in view.modules
 
 
 def fused_experts(view: View, without: Iterable[str]) -> dict[str, nn.Parameter]:

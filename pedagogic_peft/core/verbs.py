@@ -401,9 +401,10 @@ def _warn_of_frozen_head(model: nn.Module, paths: Iterable[str]) -> None:
 def _warn_of_frozen_experts(view: View, paths: Iterable[str]) -> None:
     """What "all-linear" leaves out may be most of a mixture."""
     if left := fused_experts(view, paths):
-        n, names = sum(w.numel() for w in left.values()), {p.rpartition(".")[2] for p in left}
+        n, ends = sum(w.numel() for w in left.values()), {tuple(p.split(".")[-2:]) for p in left}
         what = f"all-linear leaves out {n:,} parameters of experts, which are no linear maps"
-        validation.warn(f"{what}; LoRA(target_parameters={sorted(names)}) would adapt them")
+        names = ", ".join(sorted(map(".".join, ends)))
+        validation.warn(f"{what}: they stay frozen unless LoRA's target_parameters has {names}")
 
 
 def _restore(model: nn.Module, record: Adaptations) -> None:

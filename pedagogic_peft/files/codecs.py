@@ -18,7 +18,7 @@ from pedagogic_peft.core import attention, validation
 from pedagogic_peft.core.architectures import model_type
 from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, some, tensors_of
 from pedagogic_peft.core.method import Method
-from pedagogic_peft.core.sites import Modules, View
+from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Names, find_modules, is_conv1d, is_named, shortest_names
 from pedagogic_peft.files.peft import (
     PREFIX,
@@ -129,7 +129,10 @@ class LoRACodec(Codec):
         experts: dict[str, Any] = {p: d for p, d in deltas.items() if isinstance(d, LoRAExperts)}
         rest = {path: delta for path, delta in deltas.items() if path not in experts}
         config, tensors = super().to_peft(view, method, rest)
-        tensors |= {PREFIX + key: tensor for key, tensor in tensors_of(experts).items()}
+        theirs = self.wrapped(view, method.target_parameters)
+        for key, tensor in tensors_of(experts).items():
+            place = key.rpartition(".lora_")[0]
+            tensors[PREFIX + key.replace(place, theirs[place])] = tensor
         names = {path: path for path in own_deltas(rest)} | self.as_weights(view, method, rest)
         weights = [name for path, name in names.items() if name != path]
         config["target_modules"] = shortest_names(view, names.keys() & names.values())
@@ -163,46 +166,62 @@ class LoRACodec(Codec):
             return {}
         return {path: f"{path}.weight" for path in names}
 
+    def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
+        """Return the hyper-parameters and the filled deltas; raises as `Codec`."""
+        wrapped = self.wrapped(view, self.parameters(view, config))
+        ours = {PREFIX + theirs: PREFIX + place for place, theirs in wrapped.items()}
+        places = {key: key.rpartition(".lora_")[0] for key in tensors}
+        named = {key: key.replace(p, ours.get(p, p), 1) for key, p in places.items()}
+        return super().from_peft(view, config, {named[key]: t for key, t in tensors.items()})
+
+    @staticmethod
+    def parameters(view: View, config: Config) -> list[str]:
+        """Return the names in ``target_parameters`` that mean other things than a linear map's weight.
+
+        PEFT's may mean nothing: its "all-linear" adds a router that not every model has.
+        """
+        names = validation.names("target_parameters", config.get("target_parameters") or [])
+        modules = view.modules.items()
+        there = [(f"{p}.{k}", m) for p, m in modules for k, _ in m.named_parameters(recurse=False)]
+        meant = {n: {isinstance(m, nn.Linear) for p, m in there if is_named([n], p)} for n in names}
+        return [name for name, linear in meant.items() if linear and not any(linear)]
+
+    @staticmethod
+    def wrapped(view: View, names: Names) -> dict[str, str]:
+        """Return ``{path of a parameter's LoRA here: that in PEFT}``.
+
+        PEFT wraps a module once for each of its parameters, so the first is the innermost.
+        """
+        found: dict[str, str] = {}
+        for path in reversed(find_parameters(view, names)):
+            place, _, name = path.rpartition(".")
+            ours = f"{place}.loras.{name}"
+            while place in found.values():
+                place += ".base_layer"
+            found[ours] = place
+        return found
+
     def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
         """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
-        names = validation.names("target_parameters", config.get("target_parameters") or [])
-        weights = {f"{p}.weight": p for p, m in view.modules.items() if isinstance(m, nn.Linear)}
-        own = [n for n in names if not any(is_named([n], weight) for weight in weights)]
-        experts = self.marks_of(find_parameters(view, own), marks)
+        experts = {path: A for path, A in marks.items() if ".loras." in path}
         modules = {path: A for path, A in marks.items() if path not in experts}
         found = super().hyper_parameters(view, config, modules)
         check = validation.pattern(validation.positive)
         alphas = check("alpha_pattern", found["alpha_pattern"] or {})
-        as_named = {path: name for name, path in weights.items() if is_named(names, name)}
         ranks = {path: len(A) for path, A in modules.items()}
-        ranks |= {name: r for name, r in experts.values()}
-        alphas = {p: look_up(alphas, as_named.get(p, p), found["alpha"]) for p in ranks}
+        for path, A in experts.items():
+            place, _, name = path.rpartition(".loras.")
+            W = getattr(view.modules[place], name)
+            ranks[f"{place}.{name}"] = len(A) // (len(W) if W.dim() == 3 else 1)
+        weights = config.get("target_parameters") or []
+        names = {p: f"{p}.weight" for p in modules if is_named(weights, f"{p}.weight")}
+        alphas = {p: look_up(alphas, names.get(p, p), found["alpha"]) for p in ranks}
         found |= {
-            "target_parameters": own,
+            "target_parameters": self.parameters(view, config),
             "rank_pattern": {p: r for p, r in ranks.items() if r != found["r"]},
             "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != found["alpha"]},
         }
         return found | dict(config.get(self.own_key) or {})
-
-    @staticmethod
-    def marks_of(parameters: Modules, marks: Tensors) -> dict[str, tuple[str, int]]:
-        """Return ``{key of marks: (path of the parameter, its r)}``.
-
-        PEFT wraps the first parameter of a module first, so that it is the innermost.
-
-        Raises:
-            ValueError: a parameter has no tensor.
-        """
-        found: dict[str, tuple[str, int]] = {}
-        for path, module in reversed(parameters.items()):
-            place, _, name = path.rpartition(".")
-            while place in found:
-                place += ".base_layer"
-            W = getattr(module, name)
-            if place not in marks:
-                raise ValueError(f"target_parameters: there are no tensors for {path!r}")
-            found[place] = path, len(marks[place]) // (len(W) if W.dim() == 3 else 1)
-        return found
 
 
 class AdaLoRACodec(Codec):

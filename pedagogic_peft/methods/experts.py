@@ -83,7 +83,7 @@ class LoRAExperts(Delta):
             vars(twin)[name] = lora(getattr(module, name))  # is found before the module's parameter
         return twin
 
-    def forward(self, x: Tensor, y: Tensor, *routing: Any) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return y, the output of the twin, as it is; x: (tokens, d) and y: (tokens, d)."""
         return y
 
@@ -93,14 +93,6 @@ class LoRAExperts(Delta):
         for name, lora in self.loras.items():
             W = getattr(base, name)
             W.copy_(lora(W.to(torch.promote_types(W.dtype, torch.float32))))
-
-    def to_checkpoint(self) -> dict[str, Tensor]:
-        """Return the tensors by PEFT's names, where the first parameter is wrapped most deeply."""
-        return {
-            "base_layer." * depth + key: tensor
-            for depth, lora in enumerate(reversed(self.loras.values()))
-            for key, tensor in lora.state_dict().items()
-        }
 
 
 def find_parameters(view: View, names: Names) -> Modules:
@@ -136,7 +128,7 @@ def _problem(module: Any, name: str, parent: nn.Module) -> str:
         return f"is {tuple(W.shape)}, {W.dtype}: expected floats, (experts, out, in) or (out, in)"
     # A forward may be replaced, as accelerate does for models on several devices.
     if name not in _read(module) or name in _read(parent) or "forward" in vars(module):
-        return f"is not read by its {type(module).__name__} alone: a change would be ignored"
+        return f"is not read by the {type(module).__name__}'s forward alone: it would be ignored"
     return ""
 
 

@@ -179,8 +179,8 @@ class LoRA(Method):
             least 0 and below 1. Embeddings have none.
         target_modules: which modules to adapt. A list of names ("c_attn" means every module whose
             path is or ends with it); a string, which is a regular expression for the whole path;
-            "all-linear", every linear map except the head; None, the query and value projections
-            of the architecture.
+            "all-linear", every linear map except the head (and a mixture's routers; see below);
+            None, the query and value projections of the architecture.
         use_rslora: scale by α / √r instead of α / r (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
         modules_to_save: names of modules to train in full, such as a new classification head.
         rank_pattern: ranks for some modules, {end of the path (a regular expression): r}.
@@ -193,11 +193,12 @@ class LoRA(Method):
             rank of each expert (see `LoRAExperts`). They come beside `target_modules`; () as its
             value leaves them alone. Without dropout: it would need an input of each weight.
 
-    "all-linear" does not mean the experts. They are no linear maps, most of a mixture's numbers are
-    theirs, and a changed copy of the weights is made in each forward pass, so they are adapted when
-    they are named, and `attach` warns when they are not. PEFT decides by the architecture: its
-    "all-linear" adds experts and router in relatives of Qwen2-MoE and Mixtral, and neither in others
-    (GPT-OSS). Its files name what they adapt, and are read as they are.
+    In a mixture "all-linear" means neither routers, whose few numbers decide for all experts, nor experts
+    that are no linear maps: most of the model's numbers are theirs, and their changed copy is made in
+    each forward pass. So they are adapted when they are named, and `attach` warns of what is left out.
+    PEFT decides by the architecture: its "all-linear" adds experts and routers in the relatives of
+    Qwen2-MoE and Mixtral, and no experts in others (GPT-OSS). Its files name what they adapt, and are
+    read as they are.
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
