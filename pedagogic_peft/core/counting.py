@@ -5,13 +5,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pedagogic_peft.core.sites import Site, View
+from pedagogic_peft.core.targets import fused_experts
+
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters: those that require a gradient, and all."""
+    """Numbers of parameters: those that require a gradient, and all.
+
+    ``frozen_experts`` are those of a mixture's experts that are neither trained nor adapted. Experts
+    that are parameters and no linear maps are in no `target_modules`; see `LoRA`.
+    """
 
     trainable: int
     total: int
+    frozen_experts: int = 0
 
     @property
     def percent(self) -> float:
@@ -19,7 +27,8 @@ class ParameterCount:
         return 100 * self.trainable / max(self.total, 1)
 
     def __str__(self) -> str:
-        return f"trainable: {self.trainable:,} of {self.total:,} ({self.percent:.2f} %)"
+        text = f"trainable: {self.trainable:,} of {self.total:,} ({self.percent:.2f} %)"
+        return text + bool(n := self.frozen_experts) * f"; experts that stay frozen: {n:,}"
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
@@ -35,7 +44,10 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     # A byte of an NF4 weight holds two parameters.
     total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in parameters)
-    return ParameterCount(trainable, total)
+    view = View(model)
+    adapted = [path for path, seat in view.seats.items() if isinstance(seat, Site)]
+    frozen = [p for p in fused_experts(view, adapted).values() if not p.requires_grad]
+    return ParameterCount(trainable, total, sum(p.numel() for p in frozen))
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -20,8 +20,9 @@ class Delta(nn.Module):
 
     A delta takes part in the forward pass in one of two places:
 
-    * in a `Site`, which takes the module's seat: ``x = before(x)``, then ``y = module(x)``, then
-      ``y = forward(x, y)``, whose last line says how the delta is joined;
+    * in a `Site`, which takes the module's seat: ``x = before(x)``, then ``y = module(x)`` (or what
+      ``stand_in(module)`` returns), then ``y = forward(x, y)``, whose last line says how the delta is
+      joined;
     * ``beside`` a module that keeps its seat: ``enter(module, args, kwargs)``, then the module, then
       ``leave(module, output)``; beside an attention also ``attend(run, ...)``, inside of it.
 
@@ -38,6 +39,10 @@ class Delta(nn.Module):
 
     def init_from_base(self, base: Any) -> None:
         """Set the values that depend on the module ``base``, when the delta is attached."""
+
+    def stand_in(self, module: Any) -> Any:
+        """Return the module that runs in the place of the site's: itself, or one with other weights."""
+        return module
 
     def before(self, x: Any) -> Any:
         """Return the site's input x: (...), changed or not, in its shape."""

@@ -197,10 +197,11 @@ class Site(Transparent):
 
     def forward_with(self, deltas: Sequence[Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on ``x`` with these deltas."""
+        base = self.base
         for delta in deltas:
             if isinstance(delta, Delta):  # a plain module has only delta(x, y)
-                x = delta.before(x)
-        y = self.base(x, *args, **kwargs)
+                base, x = delta.stand_in(base), delta.before(x)
+        y = base(x, *args, **kwargs)
         for delta in deltas:
             y = delta(x, y, *args, **kwargs)
         return y
@@ -239,7 +240,9 @@ class Site(Transparent):
             if versions == [p._version for p in parameters]:
                 return groups  # type: ignore[no-any-return]
         groups = self.make_groups(rows, x)
-        own = [p for name in set(rows) if name in self.deltas for p in self.deltas[name].parameters()]
+        own = [
+            p for name in set(rows) if name in self.deltas for p in self.deltas[name].parameters()
+        ]
         if not any(p.is_inference() for p in own):  # of these torch counts no changes
             made[key] = own, [p._version for p in own], groups
         return groups

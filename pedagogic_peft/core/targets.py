@@ -143,9 +143,10 @@ def find_targets(
         target_modules = _default_targets(view.model, candidates)
     if target_modules == "all-linear":
         inner = backbone(view)
-        found = {p: m for p, m in candidates.items() if is_linear(m) and m in inner}
-        without_effect = ignored(view, found)
-        found = {p: m for p, m in found.items() if p not in without_effect}
+        linear = {p: m for p, m in candidates.items() if is_linear(m) and m in inner}
+        without_effect = ignored(view, linear)
+        found = {p: m for p, m in linear.items() if p not in without_effect}
+        found = {p: m for p, m in found.items() if not in_router(view, p)}
     else:
         found = match(view, modules, candidates, target_modules)
     if not found:
@@ -250,6 +251,24 @@ def layer_in(path: str, names: str = r"[^.]*") -> int | None:
     numbers = re.finditer(r"\.(\d+)(?=\.)", path)
     found = (n for n in numbers if is_named(rf"(?:.*?\.)?(?:{names})", path[: n.start()]))
     return next((int(n[1]) for n in found), None)
+
+
+def in_router(view: View, path: str) -> bool:
+    """Tell whether the path leads into a router: one is called so, or is a gate beside experts."""
+    block, gate, _ = f".{path}.".rpartition(".gate.")
+    return "router" in path or bool(gate) and f"{block[1:]}.experts" in view.modules
+
+
+def fused_experts(view: View, without: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Return ``{path: parameter}`` of a mixture's experts that are parameters and no linear maps."""
+    return {
+        f"{path}.{name}": p
+        for path, module in view.modules.items()
+        if "experts" in path.split(".") or "Expert" in type(module).__name__
+        for name, p in module.named_parameters(recurse=False)
+        if p.dim() > 1 and not name.endswith("bias")
+        if not is_linear(module) and not inside(path, without)
+    }
 
 
 def match(view: View, modules: Modules, candidates: Modules, names: Targets) -> Modules:

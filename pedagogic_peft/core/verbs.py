@@ -39,7 +39,7 @@ from pedagogic_peft.core.sites import (
     replace_modules,
     sites,
 )
-from pedagogic_peft.core.targets import Names, check_weight, heads
+from pedagogic_peft.core.targets import Names, check_weight, fused_experts, heads
 
 # In (parts of) these the tokens come before the rows of the batch.
 TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".split()
@@ -70,13 +70,16 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
         RuntimeError: an adaptation is merged.
 
     Warns:
-        UserWarning: the model's head stays frozen. A new head has to be in `modules_to_save`.
+        UserWarning: the model's head stays frozen. A new head has to be in `modules_to_save`. Or
+            "all-linear" leaves out the experts of a mixture, which are no linear maps.
     """
     view = check_can_attach(model, name)
     if not isinstance(method, Method):
         raise TypeError(f"method={method!r}: expected a method's hyper-parameters, such as LoRA()")
     deltas = method.plan(view)
     _warn_of_frozen_head(view, deltas)
+    if method.target_modules == "all-linear":
+        _warn_of_frozen_experts(view, deltas)
     return install(view, method, name, deltas)
 
 
@@ -387,7 +390,9 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
         if delta.training != place.training:
             delta.train(place.training)
     # Experts that are modules see the tokens that are sent to them, of any row.
-    if model_type(model) in TOKENS_FIRST or any("experts" in path.split(".") for path in deltas):
+    whole = any(overrides(delta, Delta.stand_in) for delta in deltas.values())
+    experts = any("experts" in path.split(".") for path in deltas)
+    if model_type(model) in TOKENS_FIRST or whole or experts:
         record.not_per_row.add(name)
     replace_modules(view, seats)
     if any(overrides(delta, Delta.attend) for delta in deltas.values()):
@@ -404,6 +409,15 @@ def _warn_of_frozen_head(view: View, paths: Iterable[str]) -> None:
     if new := [n for n in heads(view) if n not in trained and view.seats[n] is not embeddings]:
         what = f"The head ({', '.join(new)}) stays frozen. If it is new, train and save it"
         validation.warn(f"{what}: modules_to_save={new}")
+
+
+def _warn_of_frozen_experts(view: View, paths: Iterable[str]) -> None:
+    """What "all-linear" leaves out may be most of a mixture."""
+    if left := fused_experts(view, paths):
+        n, ends = sum(w.numel() for w in left.values()), {tuple(p.split(".")[-2:]) for p in left}
+        what = f"all-linear leaves out {n:,} parameters of experts, which are no linear maps"
+        names = ", ".join(sorted(map(".".join, ends)))
+        validation.warn(f"{what}: they stay frozen unless LoRA's target_parameters has {names}")
 
 
 def _restore(model: nn.Module, record: Adaptations) -> None:

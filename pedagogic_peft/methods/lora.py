@@ -9,7 +9,7 @@ of which only A and B are trained. The site is a linear map or an embedding, the
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from pedagogic_peft.core.delta import Delta, Deltas, Tensors
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View
 from pedagogic_peft.core.targets import Names, Targets, is_conv1d, is_linear, is_named, sizes
+from pedagogic_peft.methods.experts import LoRAExperts, LoRAParameter, find_parameters
 
 # Fused projections of these mix q, k and v head by head: no block of their output is q.
 INTERLEAVED = "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese persimmon".split()
@@ -178,8 +179,8 @@ class LoRA(Method):
             least 0 and below 1. Embeddings have none.
         target_modules: which modules to adapt. A list of names ("c_attn" means every module whose
             path is or ends with it); a string, which is a regular expression for the whole path;
-            "all-linear", every linear map except the head; None, the query and value projections
-            of the architecture.
+            "all-linear", every linear map except the head (and a mixture's routers; see below);
+            None, the query and value projections of the architecture.
         use_rslora: scale by α / √r instead of α / r (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
         modules_to_save: names of modules to train in full, such as a new classification head.
         rank_pattern: ranks for some modules, {end of the path (a regular expression): r}.
@@ -187,6 +188,17 @@ class LoRA(Method):
         parts: some of "q", "k", "v", when every target is a fused projection whose output is q, k
             and v in three equal blocks (GPT-2's ``c_attn``): each part gets an A and a B of its own,
             of rank r, and the others get none. () adapts the whole output with one A and one B.
+        target_parameters: parameters to adapt that are no linear maps, by their names or ends of
+            paths: the experts of a mixture, such as ("gate_up_proj", "down_proj"), where r is the
+            rank of each expert (see `LoRAExperts`). They come beside `target_modules`; () as its
+            value leaves them alone. Without dropout: it would need an input of each weight.
+
+    In a mixture "all-linear" means neither routers, whose few numbers decide for all experts, nor experts
+    that are no linear maps: most of the model's numbers are theirs, and their changed copy is made in
+    each forward pass. So they are adapted when they are named, and `attach` warns of what is left out.
+    PEFT decides by the architecture: its "all-linear" adds experts and routers in the relatives of
+    Qwen2-MoE and Mixtral, and no experts in others (GPT-OSS). Its files name what they adapt, and are
+    read as they are.
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
@@ -212,11 +224,15 @@ class LoRA(Method):
     rank_pattern: Mapping[str, int] = field({}, validation.pattern(validation.count))
     alpha_pattern: Mapping[str, float] = field({}, validation.pattern(validation.positive))
     parts: Names = field((), check_parts)
+    target_parameters: Names = field((), validation.names)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.parts and type(self) is not LoRA:
             raise ValueError(f"parts={self.parts!r}: only LoRA adapts parts of a projection")
+        if self.target_parameters and (type(self) is not LoRA or self.dropout):
+            what = f"target_parameters={self.target_parameters!r}"
+            raise ValueError(f"{what}: only LoRA adapts them, and without dropout")
 
     def rank_of(self, path: str) -> int:
         """Return r for the module at this path."""
@@ -226,12 +242,24 @@ class LoRA(Method):
         """Return α for the module at this path."""
         return look_up(self.alpha_pattern, path, self.alpha)
 
+    def targets(self, view: View, without: Iterable[str]) -> Modules:
+        """As in any method; beside `target_parameters` there may be none."""
+        alone = self.target_parameters and self.target_modules == ()
+        return {} if alone else super().targets(view, without)
+
     def deltas(self, view: View, places: Modules) -> Deltas:
-        """Return ``{path: delta}`` for the modules to adapt."""
+        """Return ``{path: delta}`` for the modules to adapt, and those that have the parameters."""
+        parameters = find_parameters(view, self.target_parameters)
+        paths = [*places, *parameters]
         if self.parts and (kind := model_type(view.model)) in INTERLEAVED:
             raise ValueError(f"parts={self.parts!r}: {kind} mixes q, k and v head by head")
-        check_patterns(self, places)
-        return super().deltas(view, places)
+        check_patterns(self, paths)
+        deltas: dict[str, Any] = super().deltas(view, places)
+        for path, module in parameters.items():
+            place, _, name = path.rpartition(".")
+            own = self.rank_of(path), self.alpha_of(path), self.use_rslora
+            deltas.setdefault(place, LoRAExperts()).loras[name] = LoRAParameter(module, name, *own)
+        return deltas
 
     def delta(self, path: str, module: Any) -> Any:
         """Return the delta for one module."""
@@ -256,7 +284,7 @@ def look_up(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
     return next((v for key, v in pattern.items() if is_named(rf"(.*\.)?({key})", path)), default)
 
 
-def check_patterns(method: Any, places: Modules) -> None:
+def check_patterns(method: Any, places: Iterable[str]) -> None:
     """Raise a ValueError if a key of ``rank_pattern`` or ``alpha_pattern`` means none of the places."""
     for what in ("rank_pattern", "alpha_pattern"):
         pattern = getattr(method, what)

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from pedagogic_peft.core import validation
+from pedagogic_peft.methods.experts import LoRAParameter
 from pedagogic_peft.methods.lora import LoRAEmbedding, LoRALinear
 
 
@@ -41,7 +42,8 @@ def lora_plus_groups(
     """
     validation.positive("lr", lr)
     validation.positive("ratio", ratio)
-    fast = {m.lora_B.weight for m in model.modules() if isinstance(m, LoRALinear)}
+    linear = LoRALinear | LoRAParameter
+    fast = {m.lora_B.weight for m in model.modules() if isinstance(m, linear)}
     fast |= {m.lora_embedding_A for m in model.modules() if isinstance(m, LoRAEmbedding)}
     trained = [p for p in model.parameters() if p.requires_grad]
     if not fast.intersection(trained):
