@@ -29,6 +29,7 @@ from pedagogic_peft.files.peft import (
     split_prefix,
     split_trained_copies,
 )
+from pedagogic_peft.files.wrapped import own_biases, own_rows, peft_biases
 from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
 from pedagogic_peft.methods.lora import LoRA, look_up
@@ -68,11 +69,12 @@ class Codec:
         config["modules_to_save"] = list(heads if more else ends) or None
         if self.peft.flag:
             config[self.peft.flag] = True
+        tensors = tensors_of(deltas)
         if self.peft.tensor:
-            adapted = {path: view.modules[path] for path in own_deltas(deltas)}
+            adapted = {path: view.modules[path] for path in self.marks(tensors)}
             config["target_modules"] = shortest_names(view, adapted)
             config["fan_in_fan_out"] = any(map(is_conv1d, adapted.values()))
-        return config, {PREFIX + key: tensor for key, tensor in tensors_of(deltas).items()}
+        return config, {PREFIX + key: tensor for key, tensor in tensors.items()}
 
     def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
         """Return the hyper-parameters of a checkpoint and ``{path: delta}`` with its tensors.
@@ -84,15 +86,19 @@ class Codec:
         tensors, strange = split_prefix(PREFIX, tensors)
         validation.expect(not strange, "tensors", sorted(strange)[:3], f"names like {PREFIX}...")
         config, tensors = split_trained_copies(view, config, tensors)
-        marks = {re.fullmatch(rf"(.+)\.({self.peft.tensor})", key): t for key, t in tensors.items()}
-        found = self.hyper_parameters(view, config, {m[1]: t for m, t in marks.items() if m})
+        found = self.hyper_parameters(view, config, self.marks(tensors))
         method: Method = self.kind(**found)
         deltas = method.build(view)
         load_tensors(deltas, tensors)
         return method, deltas
 
+    def marks(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Return ``{path: tensor}`` of each tensor that `Peft.tensor` names: where the targets are."""
+        found = {re.fullmatch(rf"(.+)\.({self.peft.tensor})", key): t for key, t in tensors.items()}
+        return {match[1]: tensor for match, tensor in found.items() if match}
+
     def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
-        """Return those of a checkpoint; ``marks`` is ``{path: tensor}`` of each `Peft.tensor`."""
+        """Return those of a checkpoint; ``marks`` are as in `marks`."""
         found = {name: config.get(key, default) for key, (name, default) in self.keys().items()}
         if self.peft.tensor:
             check_paths(view, config, marks, self.kind.can_adapt)
@@ -109,9 +115,11 @@ class LoRACodec(Codec):
 
     A delta may equal an ordinary LoRA of n times its rank: one of parts, or PiSSA's. Then the file has
     that LoRA, which PEFT can load, and one more key, which PEFT drops with a warning, keeps our values.
+    Biases of the base and rows of its tables have names that say what PEFT has wrapped there.
     """
 
     OWN: ClassVar = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
+    BESIDE: ClassVar = {"bias": "none", "lora_bias": False, "trainable_token_indices": None}
 
     def __init__(self, kind: type[LoRA]):
         super().__init__(kind)
@@ -120,7 +128,8 @@ class LoRACodec(Codec):
     def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors."""
         config, tensors = super().to_peft(view, method, deltas)
-        n, paths = 2 if isinstance(method, PiSSA) else len(method.parts) or 1, own_deltas(deltas)
+        paths = [key.removeprefix(PREFIX) for key in self.marks(tensors)]
+        n = 2 if isinstance(method, PiSSA) else len(method.parts) or 1
         stretch = math.sqrt(n) if method.use_rslora else n  # keeps the scaling
         ranks, alphas = ({p: of(p) for p in paths} for of in (method.rank_of, method.alpha_of))
         config |= {"r": n * method.r, "lora_alpha": stretch * method.alpha}
@@ -128,11 +137,22 @@ class LoRACodec(Codec):
         config["alpha_pattern"] = {p: stretch * a for p, a in alphas.items() if a != method.alpha}
         if method.parts or n > 1:
             config[self.own_key] = {name: getattr(method, name) for name in self.OWN}
-        return config, tensors
+        config = {k: v for k, v in config.items() if k not in self.BESIDE or v != self.BESIDE[k]}
+        return config, peft_biases(tensors, self.marks(tensors))
+
+    def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
+        """Return the hyper-parameters and the filled deltas; raises as `Codec`."""
+        self.check_options(config)
+        inner, strange = split_prefix(PREFIX, tensors)
+        own = own_rows(view, config, own_biases(view, config, inner, self.marks(inner)))
+        return super().from_peft(
+            view, config, {PREFIX + key: t for key, t in own.items()} | strange
+        )
 
     def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
         """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
         found = super().hyper_parameters(view, config, marks)
+        found |= {key: config.get(key) or off for key, off in self.BESIDE.items()}
         if config.get(self.own_key):
             return found | dict(config[self.own_key])
         check = validation.pattern(validation.positive)

@@ -21,7 +21,18 @@ from pedagogic_peft.core.architectures import model_type
 from pedagogic_peft.core.delta import Delta, Deltas, Tensors
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View
-from pedagogic_peft.core.targets import Names, Targets, is_conv1d, is_linear, is_named, sizes
+from pedagogic_peft.core.targets import (
+    Names,
+    Targets,
+    find_modules,
+    is_conv1d,
+    is_linear,
+    is_named,
+    sizes,
+)
+from pedagogic_peft.methods.biases import WHICH, AddedBias, TrainedBias, bias_owners
+from pedagogic_peft.methods.together import together
+from pedagogic_peft.methods.token_rows import Tokens, check_tokens, is_lookup, token_rows
 
 # Fused projections of these mix q, k and v head by head: no block of their output is q.
 INTERLEAVED = "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese persimmon".split()
@@ -157,10 +168,7 @@ def check_parts(what: str, value: Any) -> Any:
 
 def can_adapt(module: nn.Module) -> bool:
     """Tell whether LoRA can adapt this module: a linear map or an embedding."""
-    if isinstance(module, nn.Embedding):
-        # Some embeddings do more than look up (OPT's positions add 2 to the index): not those.
-        return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
-    return is_linear(module)
+    return is_lookup(module) if isinstance(module, nn.Embedding) else is_linear(module)
 
 
 class LoRA(Method):
@@ -187,6 +195,11 @@ class LoRA(Method):
         parts: some of "q", "k", "v", when every target is a fused projection whose output is q, k
             and v in three equal blocks (GPT-2's ``c_attn``): each part gets an A and a B of its own,
             of rank r, and the others get none. () adapts the whole output with one A and one B.
+        bias: which of the model's own biases are trained too: "none", "all" or those of the targets
+            ("lora_only").
+        lora_bias: whether B (A x) gets a bias of its own, which the scaling multiplies too.
+        trainable_token_indices: ids of tokens whose embeddings are trained, as new tokens need it,
+            with what is tied to them; or {name of a table: ids}. See `TokenRows`.
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
@@ -212,11 +225,16 @@ class LoRA(Method):
     rank_pattern: Mapping[str, int] = field({}, validation.pattern(validation.count))
     alpha_pattern: Mapping[str, float] = field({}, validation.pattern(validation.positive))
     parts: Names = field((), check_parts)
+    bias: str = field("none", validation.one_of(*WHICH))
+    lora_bias: bool = field(False, validation.flag)
+    trainable_token_indices: Tokens = field(None, check_tokens)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.parts and type(self) is not LoRA:
             raise ValueError(f"parts={self.parts!r}: only LoRA adapts parts of a projection")
+        if self.lora_bias and (self.parts or type(self) is not LoRA):
+            raise ValueError("lora_bias=True: only a LoRA without parts has it")
 
     def rank_of(self, path: str) -> int:
         """Return r for the module at this path."""
@@ -234,7 +252,22 @@ class LoRA(Method):
             pattern = getattr(self, what)
             if unused := [k for k in pattern if not any(look_up({k: 1}, p, 0) for p in places)]:
                 raise ValueError(f"{what}: {unused} match none of the targets {list(places)}")
-        return super().deltas(view, places)
+        deltas = super().deltas(view, places)
+        saved = list(find_modules(view, self.modules_to_save))
+        return together(
+            deltas,
+            self.added_biases(places, deltas),
+            {p: TrainedBias(m) for p, m in bias_owners(view, self.bias, places, saved).items()},
+            token_rows(view, self.trainable_token_indices, places),
+        )
+
+    def added_biases(self, places: Modules, deltas: Any) -> Deltas:
+        """Return ``{path: delta}`` of the biases that `lora_bias` adds to the outputs."""
+        if not self.lora_bias:
+            return {}
+        if tables := [path for path, m in places.items() if isinstance(m, nn.Embedding)]:
+            raise ValueError(f"lora_bias=True: {tables[0]!r} is an embedding, which has no bias")
+        return {p: AddedBias(sizes(m)[1], deltas[p].scaling) for p, m in places.items()}
 
     def delta(self, path: str, module: Any) -> Any:
         """Return the delta for one module."""
