@@ -106,8 +106,10 @@ def bias_owners(view: View, which: str, targets: Iterable[str], without: Names) 
     for shared in owners.values():
         fitting = [path for path in shared if BitFit.can_adapt(view.modules[path])]
         if len(fitting) != 1:
-            what = f"bias={which!r}: the bias of {' and '.join(path or 'the model itself' for path in shared)}"
-            raise ValueError(f"{what} is not added by one module of a known kind")
+            whose = " and ".join(path or "the model itself" for path in shared)
+            raise ValueError(
+                f"bias={which!r}: the bias of {whose} is not added by one module of a known kind"
+            )
         found += fitting
     if not found:
         return {}
