@@ -199,8 +199,8 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
 
     Raises:
         ValueError: the model has no such adaptation; the method cannot be merged, because it is no
-            change of a weight; a weight is tied to another module, which would change too; a weight
-            is quantised; ``unload`` with other adaptations attached.
+            change of a weight; a weight is tied to another module, which would change too (unless
+            its delta is the same); a weight is quantised; ``unload`` with other adaptations attached.
         RuntimeError: an adaptation is already merged, or none is active.
     """
     names: tuple[str, ...] = () if name is None else (name,)

@@ -149,6 +149,12 @@ class LoRACodec(Codec):
             view, config, {PREFIX + key: t for key, t in own.items()} | strange
         )
 
+    def check_options(self, config: Config) -> None:
+        """Raise a ValueError for an option that is switched on and not supported."""
+        # The rows of tied tables are one, always; modules trained in full are not tied here.
+        alike = config.get("trainable_token_indices") and not config.get("modules_to_save")
+        super().check_options({**config, "ensure_weight_tying": None} if alike else config)
+
     def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
         """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
         found = super().hyper_parameters(view, config, marks)

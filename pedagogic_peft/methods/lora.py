@@ -211,7 +211,8 @@ class LoRA(Method):
         keys={"alpha": "lora_alpha", "dropout": "lora_dropout"},
         defaults={"alpha": 8},
         unsaved="parts",
-        ignored="eva_config parts qalora_group_size",
+        # How it began, which init_lora_weights tells, and what a file that PEFT converted still says.
+        ignored="corda_config eva_config loftq_config lora_ga_config parts qalora_group_size",
     )
     OF_LINEAR: ClassVar[Any] = LoRALinear
     OF_EMBEDDING: ClassVar[Any] = LoRAEmbedding
@@ -253,11 +254,14 @@ class LoRA(Method):
             if unused := [k for k in pattern if not any(look_up({k: 1}, p, 0) for p in places)]:
                 raise ValueError(f"{what}: {unused} match none of the targets {list(places)}")
         deltas = super().deltas(view, places)
-        saved = list(find_modules(view, self.modules_to_save))
+        biases: Modules = {}
+        if self.bias != "none":
+            saved = list(find_modules(view, self.modules_to_save))
+            biases = bias_owners(view, self.bias, places, saved)
         return together(
             deltas,
             self.added_biases(places, deltas),
-            {p: TrainedBias(m) for p, m in bias_owners(view, self.bias, places, saved).items()},
+            {path: TrainedBias(module) for path, module in biases.items()},
             token_rows(view, self.trainable_token_indices, places),
         )
 

@@ -109,6 +109,27 @@ def test_starts_that_leave_the_base_alone_are_read(tmp_path):
         same(load(build("llama"), tmp_path / str(start)), theirs, "llama")
 
 
+def test_how_a_converted_file_began_is_of_no_matter(tmp_path):
+    save(attach(build("gpt2"), LoRA(r=2)), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"corda_config": {"corda_method": "kpm"}}
+    file.write_text(json.dumps(config))
+    load(build("gpt2"), tmp_path)
+    file.write_text(json.dumps(config | {"init_lora_weights": "corda"}))
+    with pytest.raises(ValueError, match="init_lora_weights='corda'.*path_initial_model"):
+        load(build("gpt2"), tmp_path)
+
+
+def test_rows_whose_tie_is_ensured_are_tied(tmp_path):
+    theirs = theirs_of("gpt2", trainable_token_indices=[7], ensure_weight_tying=True)
+    theirs.save_pretrained(tmp_path)
+    same(load(build("gpt2"), tmp_path), theirs, "gpt2")
+    theirs = theirs_of("gpt2", modules_to_save=["wte"], ensure_weight_tying=True)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="ensure_weight_tying=True"):
+        load(build("gpt2"), tmp_path)
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
 def test_starts_that_change_the_base_are_refused_with_a_way_out(start, tmp_path):
     theirs = peft.get_peft_model(
