@@ -216,8 +216,9 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
 
     Raises:
         ValueError: the model has no such adaptation; the method cannot be merged, because it is no
-            change of a weight; a weight is tied to another module, which would change too; a weight
-            is quantised or not in memory (offloaded); ``unload`` with other adaptations attached.
+            change of a weight; a weight is tied to another module, which would change too (unless
+            its delta is the same); a weight is quantised or not in memory (offloaded); ``unload``
+            with other adaptations attached.
         RuntimeError: an adaptation is already merged, or none is active.
     """
     names: tuple[str, ...] = () if name is None else (name,)
@@ -234,6 +235,12 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
     try:
         for path, site in here.items():
             record.originals[path] = {k: t.clone() for k, t in site.base.state_dict().items()}
+        written: set[int] = set()  # memory: a tied weight is written once
+        for site in here.values():
+            memory = {memory_of(parameter) for parameter in site.base.parameters()}
+            if memory & written:
+                continue
+            written |= memory
             deltas: list[Any] = [site.deltas[n] for n in names if n in site.deltas]
             merged = copy.deepcopy(site.base)  # a delta may read the weight from before, its base's
             # What changes the input does so for all others, so it is multiplied in after them; and of
@@ -488,14 +495,18 @@ def _mergeable_sites(view: View, names: Sequence[str]) -> dict[str, Site]:
         for key, parameter in module.named_parameters(recurse=False):
             users.setdefault(memory_of(parameter), []).append((module, f"{path}.{key}"))
     here: dict[str, Site] = {}
+    alike: dict[Any, set[nn.Module]] = {}  # bases whose deltas have the same parameters
     for path, place in sites(view):
         if not (deltas := [place.deltas[n] for n in names if n in place.deltas]):
             continue
         if not isinstance(place, Site) or not all(overrides(d, Delta.merge_into) for d in deltas):
             kinds = ", ".join(type(delta).__name__ for delta in deltas)
             raise ValueError(f"{path}: {kinds} is no change of a weight and cannot be merged")
-        here[path], own = place, set(place.base.modules())
-        for key, parameter in place.base.named_parameters():
+        here[path], key = place, frozenset(p for delta in deltas for p in delta.parameters())
+        alike.setdefault(key or path, set()).update(place.base.modules())
+    for path, site in here.items():
+        [own] = [modules for modules in alike.values() if site.base in modules]
+        for key, parameter in site.base.named_parameters():
             if parameter.is_meta or not parameter.is_floating_point():
                 why = "not in memory" if parameter.is_meta else f"quantised ({parameter.dtype})"
                 raise ValueError(f"{path}.{key} is {why} and cannot be merged into")

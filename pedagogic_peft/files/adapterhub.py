@@ -9,14 +9,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pedagogic_peft.core.architectures import model_type, modules_in_role, roles_of
 from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors
 from pedagogic_peft.core.sites import View, layer_of
 from pedagogic_peft.core.verbs import check_can_attach, install
-from pedagogic_peft.files.disk import text_of
+from pedagogic_peft.files.disk import tensors_of_pickle, text_of
 from pedagogic_peft.files.peft import TABLE, Bounded, Config, check_options
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter, Tap
 
@@ -71,7 +70,7 @@ def _read(folder: Path) -> tuple[Config, Tensors]:
     try:
         config = json.loads(text_of(there[0]))
         if there[1].suffix == ".bin":
-            return config, torch.load(there[1], map_location="cpu", weights_only=True)
+            return config, tensors_of_pickle(there[1])
         return config, load_file(there[1])
     except Exception as error:  # safetensors and pickle have exceptions of their own
         raise ValueError(f"{folder}: a file is not whole or not safe: {error}") from error

@@ -28,10 +28,12 @@ from pedagogic_peft.core.verbs import (
     one_adaptation,
 )
 from pedagogic_peft.files.codecs import codec_of
-from pedagogic_peft.files.disk import remove_leftovers, text_of
+from pedagogic_peft.files.disk import remove_leftovers, tensors_of_pickle, text_of
 from pedagogic_peft.files.peft import Bounded, Config
+from pedagogic_peft.files.strangers import WEIGHTS, as_peft, hint_of
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"  # PEFT's old format
 DIGEST = "config_sha256"
 PENDING = ".pending"  # a save whose files are complete, but not in place yet
 
@@ -80,7 +82,14 @@ def save(
     return folder
 
 
-def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module:
+def load(
+    model: nn.Module,
+    path: str | Path,
+    name: str = "default",
+    *,
+    allow_bin: bool = False,
+    part: str | None = None,
+) -> nn.Module:
     """Attach an adaptation from a folder or from the Hugging Face Hub.
 
     It is trainable, and the only active one.
@@ -89,10 +98,17 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
     are kept in float32, whatever their stored dtype. Modules trained in full take the base's dtype; a
     module counts as trained in full if the file has a weight of it that differs from the base's.
 
+    A LoRA of diffusers (``pytorch_lora_weights.safetensors``) or of kohya-ss, which is a file without a
+    configuration, is read as well: `strangers`.
+
     Args:
         model: the base model the adaptation was made for; changed in place.
-        path: a folder with the two files, or a Hub repository such as "user/my-lora".
+        path: a folder with the two files, a Hub repository such as "user/my-lora", or a file of diffusers
+            or kohya-ss.
         name: what to call the adaptation.
+        allow_bin: read an old ``adapter_model.bin`` where there is nothing newer. It is a pickle, which
+            can hold code; torch's ``weights_only`` loader refuses all but tensors.
+        part: for which of the models in a file of diffusers or kohya-ss the model is, if several fit.
 
     Returns:
         The same model.
@@ -103,20 +119,30 @@ def load(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module
             the model. The model is then unchanged.
 
     Warns:
-        UserWarning: the configuration is not the one that `save` wrote beside these tensors.
+        UserWarning: the configuration is not the one that `save` wrote beside these tensors; a file
+            of diffusers or kohya-ss has more parts.
     """
     view = check_can_attach(model, name)
-    config_file, tensors_file = _locate(path)
-    config, (tensors, digest) = _read_config(config_file), _read_tensors(tensors_file)
-    if digest not in (None, sha256(config_file.read_bytes()).hexdigest()):  # PEFT's have none
-        problem = "was edited after these tensors were saved, or their saving was cut off"
-        validation.warn(f"{config_file} {problem}")
+    config_file, tensors_file = _locate(path, allow_bin)
+    if config_file is None:
+        config, (tensors, metadata) = None, _read_tensors(tensors_file)
+    else:
+        config, (tensors, metadata) = _read_config(config_file), _read_tensors(tensors_file)
+        written = sha256(config_file.read_bytes()).hexdigest()
+        if metadata.get(DIGEST, written) != written:  # PEFT's have none
+            problem = "was edited after these tensors were saved, or their saving was cut off"
+            validation.warn(f"{config_file} {problem}")
     try:
+        if config is None:
+            config, tensors = as_peft(view, tensors, metadata, part)
+        elif part is not None:
+            raise ValueError(f"part={part!r}: a folder with {CONFIG} is for one model")
         kind = _kind_of(config)
         with Bounded(model, tensors):
             method, deltas = codec_of(kind).from_peft(view, config, tensors)
     except Exception as error:  # a stranger's numbers can fail anywhere
-        raise ValueError(f"{config_file.parent}: {error}") from error
+        where = tensors_file if config_file is None else config_file.parent
+        raise ValueError(f"{where}: {error}") from error
     return install(view, method, name, deltas)
 
 
@@ -193,27 +219,68 @@ def _put_in_place(folder: Path) -> None:
         (folder / PENDING).rmdir()
 
 
-def _newest(folder: Path, name: str) -> Path:
-    for file in (folder / PENDING / name, folder / name):
-        if file.is_file():
-            return file
-    there = ", ".join(sorted(f.name for f in folder.iterdir())) or "nothing"
-    raise FileNotFoundError(f"{folder} has no {name}; it has {there}")
-
-
-def _locate(path: str | Path) -> tuple[Path, Path]:
-    folder = Path(path)
-    if folder.is_dir():
-        return _newest(folder, CONFIG), _newest(folder, TENSORS)
+def _locate(path: str | Path, allow_bin: bool) -> tuple[Path | None, Path]:
+    """Return the files of the configuration, if there is one, and of the tensors."""
+    place = Path(path)
+    if place.is_file():
+        if place.name not in (CONFIG, TENSORS, PICKLE):
+            return None, place
+        place = place.parent
+    if place.is_dir():
+        if (config := _newest(place, CONFIG)) is None and (file := _stranger_in(place)):
+            return None, file
+        tensors = _newest(place, TENSORS) or (_newest(place, PICKLE) if allow_bin else None)
+        if config is None or tensors is None:
+            raise FileNotFoundError(_what_is_missing(place, TENSORS if config else CONFIG))
+        return config, tensors
     if isinstance(path, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise FileNotFoundError(f"There is no folder {path}")
+    try:
+        return _download(path, CONFIG), _download(path, TENSORS, *[PICKLE] * allow_bin)
+    except FileNotFoundError:
+        with suppress(FileNotFoundError):
+            return None, _download(path, WEIGHTS)
+        raise
+
+
+def _newest(folder: Path, name: str) -> Path | None:
+    found = (file for file in (folder / PENDING / name, folder / name) if file.is_file())
+    return next(found, None)
+
+
+def _stranger_in(folder: Path) -> Path | None:
+    """Return the file of diffusers or kohya-ss in a folder: by its name, or as the only such file."""
+    not_these = (TENSORS, "model.safetensors")  # the second is a whole model
+    files = [file for file in folder.glob("*.safetensors") if file.name not in not_these]
+    named = [file for file in files if file.name == WEIGHTS]
+    return next(iter(named or files if len(named or files) == 1 else []), None)
+
+
+def _what_is_missing(folder: Path, name: str) -> str:
+    there = sorted(file.name for file in folder.iterdir())
+    what = f"{folder} has no {name}; it has {', '.join(there) or 'nothing'}"
+    if name == TENSORS and PICKLE in there:
+        way = f"load(..., allow_bin=True) reads the tensors of {PICKLE}, a pickle, and nothing else"
+        return f"{what}. {way}; PEFT makes a {TENSORS} of it by loading and saving"
+    return what + hint_of(there)
+
+
+def _download(repository: str, *names: str) -> Path:
+    """Return the first of these files that the repository on the Hub has.
+
+    Raises:
+        FileNotFoundError: it has none, or there is no way to it.
+    """
     from huggingface_hub import hf_hub_download
 
-    try:
-        return Path(hf_hub_download(path, CONFIG)), Path(hf_hub_download(path, TENSORS))
-    except Exception as error:  # offline, no such repository, no such file in it
-        reason = f"{type(error).__name__}: {error}"
-        raise FileNotFoundError(f"No folder {path} here, nor on the Hub. {reason}") from error
+    errors = []
+    for name in names:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except Exception as error:  # offline, no such repository, no such file in it
+            errors.append(error)
+    reason = f"{type(errors[0]).__name__}: {errors[0]}"
+    raise FileNotFoundError(f"No folder {repository} here, nor on the Hub. {reason}") from errors[0]
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -225,17 +292,21 @@ def _read_config(file: Path) -> dict[str, Any]:
     names = {name for name, _ in Method.KINDS}
     if not isinstance(kind, str) or kind not in names:
         known = ", ".join(sorted(names))
-        raise ValueError(f"{file}: peft_type is {kind!r}; what can be loaded is {known}")
+        own = hint_of(config) if isinstance(config, dict) else ""
+        raise ValueError(f"{file}: peft_type is {kind!r}; what can be loaded is {known}{own}")
     return config
 
 
-def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Return the tensors, and the digest of the configuration that was saved with them."""
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors, and the strings in the head of their file."""
     from safetensors import safe_open
 
     try:
+        if file.name == PICKLE:
+            return tensors_of_pickle(file), {}
         with safe_open(file, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-            return tensors, (opened.metadata() or {}).get(DIGEST)
-    except Exception as error:  # safetensors has an exception class of its own
-        raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
+            return tensors, opened.metadata() or {}
+    except Exception as error:  # safetensors and pickle have exception classes of their own
+        what = f"{file} is not a whole {'safetensors ' if file.name != PICKLE else ''}file"
+        raise ValueError(f"{what}: {error}{hint_of([file.name])}") from error

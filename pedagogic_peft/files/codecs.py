@@ -12,11 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pedagogic_peft.core import attention, validation
-from pedagogic_peft.core.architectures import model_type
-from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, some, tensors_of
+from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, tensors_of
 from pedagogic_peft.core.method import SELECTION, Method
 from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import (
@@ -27,6 +26,7 @@ from pedagogic_peft.core.targets import (
     is_named,
     shortest_names,
 )
+from pedagogic_peft.files import mixtures
 from pedagogic_peft.files.peft import (
     PREFIX,
     TABLE,
@@ -37,10 +37,9 @@ from pedagogic_peft.files.peft import (
     split_prefix,
     split_trained_copies,
 )
+from pedagogic_peft.files.wrapped import own_biases, own_rows, peft_biases
 from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter
-from pedagogic_peft.methods.dora import DoRA
-from pedagogic_peft.methods.experts import LoRAExperts, find_parameters
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
 from pedagogic_peft.methods.loha import Products
 from pedagogic_peft.methods.lora import LoRA, look_up
@@ -86,12 +85,13 @@ class Codec:
         config["modules_to_save"] = list(heads if more else ends) or None
         if self.peft.flag:
             config[self.peft.flag] = True
+        tensors = tensors_of(deltas)
         if self.peft.tensor:
-            adapted = {path: view.modules[path] for path in own_deltas(deltas)}
+            adapted = {path: view.modules[path] for path in self.marks(tensors)}
             config["target_modules"] = shortest_names(view, adapted)
             if self.peft.type not in TABLE["without_fan_in_fan_out"].split():
                 config["fan_in_fan_out"] = any(map(is_conv1d, adapted.values()))
-        return config, {PREFIX + key: tensor for key, tensor in tensors_of(deltas).items()}
+        return config, {PREFIX + key: tensor for key, tensor in tensors.items()}
 
     def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
         """Return the hyper-parameters of a checkpoint and ``{path: delta}`` with its tensors.
@@ -103,15 +103,19 @@ class Codec:
         tensors, strange = split_prefix(PREFIX, tensors)
         validation.expect(not strange, "tensors", sorted(strange)[:3], f"names like {PREFIX}...")
         config, tensors = split_trained_copies(view, config, tensors)
-        marks = {re.fullmatch(rf"(.+)\.({self.peft.tensor})", key): t for key, t in tensors.items()}
-        found = self.hyper_parameters(view, config, {m[1]: t for m, t in marks.items() if m})
+        found = self.hyper_parameters(view, config, self.marks(tensors))
         method: Method = self.kind(**found)
         deltas = method.build(view)
         load_tensors(deltas, tensors)
         return method, deltas
 
+    def marks(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Return ``{path: tensor}`` of each tensor that `Peft.tensor` names: where the targets are."""
+        found = {re.fullmatch(rf"(.+)\.({self.peft.tensor})", key): t for key, t in tensors.items()}
+        return {match[1]: tensor for match, tensor in found.items() if match}
+
     def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
-        """Return those of a checkpoint; ``marks`` is ``{path: tensor}`` of each `Peft.tensor`."""
+        """Return those of a checkpoint; ``marks`` are as in `marks`."""
         found = {name: config.get(key, default) for key, (name, default) in self.keys().items()}
         if self.peft.tensor:
             check_paths(view, config, marks, self.kind.can_adapt)
@@ -129,12 +133,17 @@ class LoRACodec(Codec):
     A delta may equal an ordinary LoRA of n times its rank: one of parts, or PiSSA's. Then the file has
     that LoRA, which PEFT can load, and one more key, which PEFT drops with a warning, keeps our values.
 
-    In some mixtures PEFT takes the names of linear maps, ``gate_proj`` of a shared expert or of a dense
-    layer, for those of the experts (its bug #3711). There we name the maps' weights, which PEFT reads as
-    they are meant: LoRA of the parameter ``x.weight`` is LoRA of the module ``x``, tensors and all.
+    Biases of the base and rows of its tables have names that say what PEFT has wrapped there.
     """
 
     OWN: ClassVar = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
+    # Left out where they are as here: an older PEFT does not know them all.
+    BESIDE: ClassVar = {
+        "bias": "none",
+        "lora_bias": False,
+        "trainable_token_indices": None,
+        "target_parameters": [],
+    }
 
     def __init__(self, kind: type[LoRA]):
         super().__init__(kind)
@@ -142,20 +151,14 @@ class LoRACodec(Codec):
 
     def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors."""
-        experts: dict[str, Any] = {p: d for p, d in deltas.items() if isinstance(d, LoRAExperts)}
-        rest = {path: delta for path, delta in deltas.items() if path not in experts}
-        config, tensors = super().to_peft(view, method, rest)
-        theirs = self.wrapped(view, method.target_parameters)
-        for key, tensor in tensors_of(experts).items():
-            place = key.rpartition(".lora_")[0]
-            tensors[PREFIX + key.replace(place, theirs[place])] = tensor
-        names = {path: path for path in own_deltas(rest)} | self.as_weights(view, method, rest)
+        config, tensors = super().to_peft(view, method, mixtures.without_experts(deltas))
+        marked = self.marks(tensors)
+        paths = [key.removeprefix(PREFIX) for key in marked]
+        names = {path: path for path in paths} | mixtures.as_weights(view, method, paths)
         weights = [name for path, name in names.items() if name != path]
         config["target_modules"] = shortest_names(view, names.keys() & names.values())
-        del config["target_parameters"]  # which PEFT before 0.17 does not know
-        if parameters := [*method.target_parameters, *weights]:
-            config["target_parameters"] = parameters
-        names |= {p: p for path, d in experts.items() for p in (f"{path}.{n}" for n in d.loras)}
+        config["target_parameters"] = [*method.target_parameters, *weights]
+        names |= {path: path for path in mixtures.parameters_of(deltas)}
         n = 2 if isinstance(method, PiSSA) else len(method.parts) or 1
         stretch = math.sqrt(n) if method.use_rslora else n  # keeps the scaling
         ranks, alphas = (
@@ -170,72 +173,40 @@ class LoRACodec(Codec):
             own, config["lora_dropout"] = (*own, "dropout"), 0.0
         if own:
             config[self.own_key] = {name: getattr(method, name) for name in own}
-        return config, tensors
-
-    def as_weights(self, view: View, method: Any, deltas: Deltas) -> dict[str, str]:
-        """Return ``{path: path.weight}`` of the maps that PEFT would take for experts."""
-        misread = model_type(view.model) in TABLE["misread_in"].split()
-        names = [p for p in own_deltas(deltas) if p.rpartition(".")[2] in TABLE["misread"].split()]
-        if not misread or not names:
-            return {}
-        if isinstance(method, DoRA):  # nor has it DoRA there
-            what = f"takes {some(names)} of {model_type(view.model)} for experts (its bug #3711)"
-            validation.warn(f"Hugging Face PEFT {what}, where it has no DoRA: it will refuse this")
-            return {}
-        return {path: f"{path}.weight" for path in names}
+        config = {k: v for k, v in config.items() if k not in self.BESIDE or v != self.BESIDE[k]}
+        experts = mixtures.peft_experts(view, method, deltas)
+        return config, peft_biases(tensors, marked) | {PREFIX + k: t for k, t in experts.items()}
 
     def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
         """Return the hyper-parameters and the filled deltas; raises as `Codec`."""
-        wrapped = self.wrapped(view, self.parameters(view, config))
-        ours = {PREFIX + theirs: PREFIX + place for place, theirs in wrapped.items()}
-        places = {key: key.rpartition(".lora_")[0] for key in tensors}
-        named = {key: key.replace(p, ours.get(p, p), 1) for key, p in places.items()}
-        return super().from_peft(view, config, {named[key]: t for key, t in tensors.items()})
+        self.check_options(config)
+        inner, strange = split_prefix(PREFIX, tensors)
+        inner = mixtures.own_experts(view, config, inner)
+        own = own_rows(view, config, own_biases(view, config, inner, self.marks(inner)))
+        return super().from_peft(
+            view, config, {PREFIX + key: t for key, t in own.items()} | strange
+        )
 
-    @staticmethod
-    def parameters(view: View, config: Config) -> list[str]:
-        """Return the names in ``target_parameters`` that mean other things than a linear map's weight.
-
-        PEFT's may mean nothing: its "all-linear" adds a router that not every model has.
-        """
-        names = validation.names("target_parameters", config.get("target_parameters") or [])
-        modules = view.modules.items()
-        there = [(f"{p}.{k}", m) for p, m in modules for k, _ in m.named_parameters(recurse=False)]
-        meant = {n: {isinstance(m, nn.Linear) for p, m in there if is_named([n], p)} for n in names}
-        return [name for name, linear in meant.items() if linear and not any(linear)]
-
-    @staticmethod
-    def wrapped(view: View, names: Names) -> dict[str, str]:
-        """Return ``{path of a parameter's LoRA here: that in PEFT}``.
-
-        PEFT wraps a module once for each of its parameters, so the first is the innermost.
-        """
-        found: dict[str, str] = {}
-        for path in reversed(find_parameters(view, names)):
-            place, _, name = path.rpartition(".")
-            ours = f"{place}.loras.{name}"
-            while place in found.values():
-                place += ".base_layer"
-            found[ours] = place
-        return found
+    def check_options(self, config: Config) -> None:
+        """Raise a ValueError for an option that is switched on and not supported."""
+        # The rows of tied tables are one, always; modules trained in full are not tied here.
+        alike = config.get("trainable_token_indices") and not config.get("modules_to_save")
+        super().check_options({**config, "ensure_weight_tying": None} if alike else config)
 
     def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
         """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
-        experts = {path: A for path, A in marks.items() if ".loras." in path}
-        modules = {path: A for path, A in marks.items() if path not in experts}
+        modules = {path: A for path, A in marks.items() if ".loras." not in path}
         found = super().hyper_parameters(view, config, modules)
+        found |= {key: config.get(key) or off for key, off in self.BESIDE.items()}
         check = validation.pattern(validation.positive)
         alphas = check("alpha_pattern", found["alpha_pattern"] or {})
         ranks = {path: len(A) for path, A in modules.items()}
-        for path, A in experts.items():
-            place, _, name = path.rpartition(".loras.")
-            W = getattr(view.modules[place], name)
-            ranks[f"{place}.{name}"] = len(A) // (len(W) if W.dim() == 3 else 1)
+        ranks |= mixtures.ranks_of(view, {p: A for p, A in marks.items() if p not in modules})
         weights = config.get("target_parameters") or []
         names = {p: f"{p}.weight" for p in modules if is_named(weights, f"{p}.weight")}
         alphas = {p: look_up(alphas, names.get(p, p), found["alpha"]) for p in ranks}
         found |= {
-            "target_parameters": self.parameters(view, config),
+            "target_parameters": mixtures.named_parameters(view, config),
             "rank_pattern": unlike(ranks, found["r"]),
             "alpha_pattern": unlike(alphas, found["alpha"]),
         }

@@ -1,8 +1,12 @@
-"""Files of others: a text of any length, and what a killed process left unfinished."""
+"""Files of others: a text of any length, a pickle, and what a killed process left unfinished."""
 
 import os
 import shutil
 from pathlib import Path
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
+
+import torch
+from torch import Tensor
 
 LARGEST = 2**24  # bytes of a configuration
 
@@ -19,6 +23,32 @@ def text_of(file: Path) -> str:
     if len(content) > LARGEST:
         raise ValueError(f"no configuration has more than {LARGEST:,} bytes")
     return content.decode("utf-8")
+
+
+def tensors_of_pickle(file: Path) -> dict[str, Tensor]:
+    """Return ``{name: tensor}`` of a file of `torch.save`, read by torch's ``weights_only`` loader.
+
+    That loader calls no code that the file names.
+
+    Raises:
+        ValueError: it holds anything else, or claims to hold more than it is long.
+    """
+    if is_zipfile(file):
+        with ZipFile(file) as entries:
+            if any(entry.compress_type != ZIP_STORED for entry in entries.infolist()):
+                raise ValueError("it is compressed, as torch.save never does")
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(found, dict) or not all(map(_is_held, found, found.values())):
+        raise ValueError("it holds something else than tensors by their names")
+    return found
+
+
+def _is_held(name: object, tensor: object) -> bool:
+    """Tell whether this is a tensor by a name, whose numbers are all there (none counts twice)."""
+    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        return False
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return plain and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def remove_leftovers(*files: Path) -> None:

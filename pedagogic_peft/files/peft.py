@@ -43,7 +43,13 @@ def check_options(config: Config, known: Iterable[str]) -> None:
     for key in sorted(config.keys() - {*known, *TABLE["ignored"].split()}):
         if config[key] not in TABLE["off"].get(key, OFF):
             what = f"{config.get('peft_type')}: {key}={config[key]!r}"
-            raise ValueError(f"{what} is a feature that is not supported here")
+            value = str(config[key]).lower()
+            hints = (
+                hint["say"]
+                for hint in TABLE["hints"]
+                if hint["key"] == key and value.startswith(tuple(hint["values"].split()))
+            )
+            raise ValueError(f"{what} is a feature that is not supported here{next(hints, '')}")
 
 
 class Bounded(TorchDispatchMode):

@@ -21,8 +21,19 @@ from pedagogic_peft.core.architectures import model_type
 from pedagogic_peft.core.delta import Delta, Deltas, Tensors
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View
-from pedagogic_peft.core.targets import Names, Targets, is_conv1d, is_linear, is_named, sizes
+from pedagogic_peft.core.targets import (
+    Names,
+    Targets,
+    find_modules,
+    is_conv1d,
+    is_linear,
+    is_named,
+    sizes,
+)
+from pedagogic_peft.methods.biases import WHICH, AddedBias, TrainedBias, bias_owners
 from pedagogic_peft.methods.experts import LoRAExperts, LoRAParameter, find_parameters
+from pedagogic_peft.methods.together import together
+from pedagogic_peft.methods.token_rows import Tokens, check_tokens, is_lookup, token_rows
 
 # Fused projections of these mix q, k and v head by head: no block of their output is q.
 INTERLEAVED = "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese persimmon".split()
@@ -158,10 +169,7 @@ def check_parts(what: str, value: Any) -> Any:
 
 def can_adapt(module: nn.Module) -> bool:
     """Tell whether LoRA can adapt this module: a linear map or an embedding."""
-    if isinstance(module, nn.Embedding):
-        # Some embeddings do more than look up (OPT's positions add 2 to the index): not those.
-        return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
-    return is_linear(module)
+    return is_lookup(module) if isinstance(module, nn.Embedding) else is_linear(module)
 
 
 class LoRA(Method):
@@ -192,6 +200,11 @@ class LoRA(Method):
             paths: the experts of a mixture, such as ("gate_up_proj", "down_proj"), where r is the
             rank of each expert (see `LoRAExperts`). They come beside `target_modules`; () as its
             value leaves them alone. Without dropout: it would need an input of each weight.
+        bias: which of the model's own biases are trained too: "none", "all" or those of the targets
+            ("lora_only").
+        lora_bias: whether B (A x) gets a bias of its own, which the scaling multiplies too.
+        trainable_token_indices: ids of tokens whose embeddings are trained, as new tokens need it,
+            with what is tied to them; or {name of a table: ids}. See `TokenRows`.
 
     In a mixture "all-linear" means neither routers, whose few numbers decide for all experts, nor experts
     that are no linear maps: most of the model's numbers are theirs, and their changed copy is made in
@@ -210,7 +223,8 @@ class LoRA(Method):
         keys={"alpha": "lora_alpha", "dropout": "lora_dropout"},
         defaults={"alpha": 8},
         unsaved="parts",
-        ignored="eva_config parts qalora_group_size",
+        # How it began, which init_lora_weights tells, and what a file that PEFT converted still says.
+        ignored="corda_config eva_config loftq_config lora_ga_config parts qalora_group_size",
     )
     OF_LINEAR: ClassVar[Any] = LoRALinear
     OF_EMBEDDING: ClassVar[Any] = LoRAEmbedding
@@ -225,6 +239,9 @@ class LoRA(Method):
     alpha_pattern: Mapping[str, float] = field({}, validation.pattern(validation.positive))
     parts: Names = field((), check_parts)
     target_parameters: Names = field((), validation.names)
+    bias: str = field("none", validation.one_of(*WHICH))
+    lora_bias: bool = field(False, validation.flag)
+    trainable_token_indices: Tokens = field(None, check_tokens)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,6 +250,8 @@ class LoRA(Method):
         if self.target_parameters and (type(self) is not LoRA or self.dropout):
             what = f"target_parameters={self.target_parameters!r}"
             raise ValueError(f"{what}: only LoRA adapts them, and without dropout")
+        if self.lora_bias and (self.parts or type(self) is not LoRA):
+            raise ValueError("lora_bias=True: only a LoRA without parts has it")
 
     def rank_of(self, path: str) -> int:
         """Return r for the module at this path."""
@@ -254,12 +273,35 @@ class LoRA(Method):
         if self.parts and (kind := model_type(view.model)) in INTERLEAVED:
             raise ValueError(f"parts={self.parts!r}: {kind} mixes q, k and v head by head")
         check_patterns(self, paths)
-        deltas: dict[str, Any] = super().deltas(view, places)
+        deltas = super().deltas(view, places)
+        biases: Modules = {}
+        if self.bias != "none":
+            saved = list(find_modules(view, self.modules_to_save))
+            biases = bias_owners(view, self.bias, places, saved)
+        return together(
+            deltas,
+            self.of_parameters(parameters),
+            self.added_biases(places, deltas),
+            {path: TrainedBias(module) for path, module in biases.items()},
+            token_rows(view, self.trainable_token_indices, places),
+        )
+
+    def of_parameters(self, parameters: Modules) -> Deltas:
+        """Return ``{path: delta}`` of the modules that have these parameters, ``{path: module}``."""
+        deltas: dict[str, Any] = {}
         for path, module in parameters.items():
             place, _, name = path.rpartition(".")
             own = self.rank_of(path), self.alpha_of(path), self.use_rslora
             deltas.setdefault(place, LoRAExperts()).loras[name] = LoRAParameter(module, name, *own)
         return deltas
+
+    def added_biases(self, places: Modules, deltas: Any) -> Deltas:
+        """Return ``{path: delta}`` of the biases that `lora_bias` adds to the outputs."""
+        if not self.lora_bias:
+            return {}
+        if tables := [path for path, m in places.items() if isinstance(m, nn.Embedding)]:
+            raise ValueError(f"lora_bias=True: {tables[0]!r} is an embedding, which has no bias")
+        return {p: AddedBias(sizes(m)[1], deltas[p].scaling) for p, m in places.items()}
 
     def delta(self, path: str, module: Any) -> Any:
         """Return the delta for one module."""

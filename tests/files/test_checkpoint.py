@@ -291,12 +291,14 @@ def test_another_models_checkpoint_is_refused(saved):
 
 
 def test_a_feature_that_is_not_supported_is_refused_by_name(saved):
-    saved.config(lora_bias=True)
-    refused(saved.path, "lora_bias=True")
-    saved.config(lora_bias=False, bias="all")
-    refused(saved.path, "bias='all'")
+    saved.config(use_qalora=True)
+    refused(saved.path, "use_qalora=True")
+    saved.config(use_qalora=False, bias="some")
+    refused(saved.path, "bias='some'", "none, all, lora_only")
     saved.config(bias="none", init_lora_weights="pissa")
-    refused(saved.path, "init_lora_weights='pissa'")
+    refused(saved.path, "init_lora_weights='pissa'", "path_initial_model_for_weight_conversion")
+    saved.config(init_lora_weights="loftq")
+    refused(saved.path, "init_lora_weights='loftq'", "merge_and_unload")
 
 
 def test_an_unknown_key_is_ignored_only_when_it_switches_nothing_on(saved):

@@ -50,6 +50,8 @@ WHOLE_BATCH = ("merge", "rows of two")
 CASES = {
     "LoRA": Case(pp.LoRA(r=4)),
     "rsLoRA": Case(pp.LoRA(r=4, target_modules="all-linear", use_rslora=True)),
+    "LoRA and biases": Case(pp.LoRA(r=4, bias="all")),
+    "LoRA and tokens": Case(pp.LoRA(r=4, trainable_token_indices=[7, 3]), refused=NO_TOKENS),
     "DoRA": Case(pp.DoRA(r=4)),
     "PiSSA": Case(pp.PiSSA(r=4)),
     "VeRA": Case(pp.VeRA(r=8, d_initial=1.0)),
