@@ -22,16 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.delta import (
-    BATCHED,
-    Args,
-    Delta,
-    Kwargs,
-    TrainedCopy,
-    key_of,
-    overrides,
-    some,
-)
+from pedagogic_peft.core.delta import BATCHED, Args, Delta, Kwargs, TrainedCopy, key_of, overrides
 from pedagogic_peft.core.reading import takes_value
 
 Modules = dict[str, nn.Module]  # {path: module}
@@ -83,9 +74,7 @@ class Adaptations:
         """Warn of the sites whose weight was taken, and that were not called then."""
         if found := self.take_unanswered():
             paths = [path for path, place in sites(model) if place in found]
-            what = (
-                f"The model computed with the weight of {some(paths)} itself, not with the module"
-            )
+            what = f"The model computed with the weight of {paths[:3]} itself, not with the module"
             validation.warn(f"{what}: there the adaptation had no effect")
 
     def ask(self, site: "Site") -> None:
