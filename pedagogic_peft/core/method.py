@@ -79,8 +79,8 @@ class Method:
     Args:
         modules_to_save: names of modules to train in full, such as a new classification head.
         exclude_modules: which of the targets to leave out: names, or a regular expression for the whole
-            path, of the targets themselves. This and the next two are for methods that have
-            `target_modules`, whichever they are, and mean what they mean in PEFT.
+            path, of the targets themselves. This and the next two are for every method that has
+            `target_modules`, given or not, and mean what they mean in PEFT.
         layers_to_transform: the layers whose targets are adapted, a number or several, counted from 0:
             the first number of a target's path. Targets outside of the layers are left out.
         layers_pattern: the name before that number, or several (regular expressions), where a path has
@@ -154,10 +154,11 @@ class Method:
         excluded, layers = self.exclude_modules, self.layers_to_transform
         out: set[str] = set()
         if excluded:
-            named = {p for p in view.modules if targets.is_named(self.target_modules or (), p)}
-            own = {p: m for p, m in view.modules.items() if p in found or self.can_adapt(m)}
-            own |= {path: view.modules[path] for path in named}
-            out |= targets.match(view, view.modules, own, excluded).keys()
+            own, every = self.target_modules or (), view.modules
+            known = {
+                p: m for p, m in every.items() if self.can_adapt(m) or targets.is_named(own, p)
+            }
+            out |= targets.match(view, every, known | found, excluded).keys()
         if layers:
             out |= targets.outside(layers, self.layers_pattern, found)
         if out and out >= found.keys():

@@ -31,7 +31,6 @@ from pedagogic_peft.core.delta import (
     TrainedCopy,
     key_of,
     overrides,
-    some,
 )
 from pedagogic_peft.core.reading import takes_value
 
@@ -86,9 +85,7 @@ class Adaptations:
         """Warn of the sites whose weight was taken, and that were not called then."""
         if found := self.take_unanswered():
             paths = [path for path, place in sites(model) if place in found]
-            what = (
-                f"The model computed with the weight of {some(paths)} itself, not with the module"
-            )
+            what = f"The model computed with the weight of {paths[:3]} itself, not with the module"
             validation.warn(f"{what}: there the adaptation had no effect")
 
     def ask(self, site: "Site") -> None:

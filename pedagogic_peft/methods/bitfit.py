@@ -41,7 +41,8 @@ class BitFit(Method):
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
-        ValueError: a value is of the wrong type; the message names it.
+        ValueError: a value is of the wrong type; the message names it. When attached: a bias is read by
+            the model itself, or added elsewhere than to the last axis (of a convolution, the channels).
     """
 
     peft = Peft("BITFIT")

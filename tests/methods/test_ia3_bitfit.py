@@ -254,6 +254,88 @@ def test_a_bias_of_unknown_use_is_not_passed_over():
     assert count_parameters(attach(model, BitFit(["0"]))).trainable == 3
 
 
+class ChannelsFirst(nn.LayerNorm):
+    """ConvNeXt's normalisation of a picture: (batch, channels, height, width)."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Rounded(nn.LayerNorm):
+    """A normalisation with a forward of its own, and nothing unusual."""
+
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that changes its weight first, as BiT's."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class ChannelsLast(nn.Conv1d):
+    """A convolution that turns its output, as a CTC head does."""
+
+    def forward(self, x):
+        return super().forward(x).transpose(1, 2)
+
+
+class Both(nn.Module):
+    """It calls its map for a text, and reads weight and bias for one token."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv1d(4, 4, 1), nn.Linear(4, 4)
+
+    def forward(self, x):
+        if x.shape[-1] == 1:
+            return self.out((self.conv.weight[..., 0] @ x[..., 0].T + self.conv.bias[:, None]).T)
+        return self.out(self.conv(x).mean(-1))
+
+
+@pytest.mark.parametrize("odd", [ChannelsFirst(4), ChannelsLast(4, 4, 1)])
+def test_a_bias_that_is_added_to_another_axis_is_refused(odd):
+    model = nn.Sequential(odd)
+    for method in (BitFit(), BitFit(["0"])):
+        with pytest.raises(ValueError, match=f"{type(odd).__name__}.*bias of unknown use"):
+            attach(model, method)
+    assert not any(sites(model)) and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "layer, shape", [(Rounded(4), (2, 3, 4)), (Standardised(4, 3, 3), (2, 4, 5, 5))]
+)
+def test_a_forward_of_its_own_that_adds_the_bias_as_usual_is_trained(layer, shape):
+    model = nn.Sequential(layer)
+    x = torch.randn(shape)
+    randomise(attach(model, BitFit()))
+    expected = model(x)
+    close(merge(model)(x), expected)
+
+
+def test_a_bias_that_the_model_reads_itself_is_refused():
+    with pytest.raises(ValueError, match=r"\(conv\): the model reads the bias itself"):
+        attach(Both(), BitFit())
+    model = attach(Both(), BitFit(exclude_modules=["conv"]))
+    assert [path for path, _ in sites(model)] == ["out"]
+
+
+def test_convnext_is_refused_and_can_be_adapted_without_its_odd_normalisations():
+    from transformers import ConvNextConfig, ConvNextModel
+
+    model = ConvNextModel(ConvNextConfig(hidden_sizes=[8, 4, 4, 2], depths=[1] * 4, image_size=32))
+    with pytest.raises(ValueError, match="ConvNextLayerNorm"):
+        attach(model, BitFit())
+    odd = ["embeddings.layernorm", "downsampling_layer.0"]
+    randomise(attach(model.eval(), BitFit(exclude_modules=odd)))
+    x = torch.randn(1, 3, 32, 32)
+    expected = model(x).last_hidden_state
+    close(merge(model)(x).last_hidden_state, expected)
+
+
 @pytest.mark.parametrize("name", NO_BIAS)
 def test_a_model_without_biases_is_refused(name):
     with pytest.raises(ValueError, match="has no bias"):
