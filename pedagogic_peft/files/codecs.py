@@ -12,14 +12,20 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pedagogic_peft.core import attention, validation
-from pedagogic_peft.core.architectures import model_type
-from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, some, tensors_of
+from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, tensors_of
 from pedagogic_peft.core.method import Method
 from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Names, find_modules, is_conv1d, is_named, shortest_names
+from pedagogic_peft.files.parameters import (
+    misread_maps,
+    parameters_meant,
+    ranks_of,
+    renamed,
+    wrapped,
+)
 from pedagogic_peft.files.peft import (
     PREFIX,
     TABLE,
@@ -32,7 +38,7 @@ from pedagogic_peft.files.peft import (
 )
 from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.dora import DoRA
-from pedagogic_peft.methods.experts import LoRAExperts, find_parameters
+from pedagogic_peft.methods.experts import LoRAExperts
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
 from pedagogic_peft.methods.lora import LoRA, look_up
 from pedagogic_peft.methods.pissa import PiSSA
@@ -112,10 +118,7 @@ class LoRACodec(Codec):
 
     A delta may equal an ordinary LoRA of n times its rank: one of parts, or PiSSA's. Then the file has
     that LoRA, which PEFT can load, and one more key, which PEFT drops with a warning, keeps our values.
-
-    In some mixtures PEFT takes the names of linear maps, ``gate_proj`` of a shared expert or of a dense
-    layer, for those of the experts (its bug #3711). There we name the maps' weights, which PEFT reads as
-    they are meant: LoRA of the parameter ``x.weight`` is LoRA of the module ``x``, tensors and all.
+    LoRA of parameters: `files.parameters`.
     """
 
     OWN: ClassVar = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
@@ -129,95 +132,46 @@ class LoRACodec(Codec):
         experts: dict[str, Any] = {p: d for p, d in deltas.items() if isinstance(d, LoRAExperts)}
         rest = {path: delta for path, delta in deltas.items() if path not in experts}
         config, tensors = super().to_peft(view, method, rest)
-        theirs = self.wrapped(view, method.target_parameters)
-        for key, tensor in tensors_of(experts).items():
-            place = key.rpartition(".lora_")[0]
-            tensors[PREFIX + key.replace(place, theirs[place])] = tensor
-        names = {path: path for path in own_deltas(rest)} | self.as_weights(view, method, rest)
-        weights = [name for path, name in names.items() if name != path]
-        config["target_modules"] = shortest_names(view, names.keys() & names.values())
+        theirs = renamed(tensors_of(experts), wrapped(view, method.target_parameters))
+        tensors |= {PREFIX + key: tensor for key, tensor in theirs.items()}
+        adapted = tuple(own_deltas(rest))
+        weights = misread_maps(view, adapted, isinstance(method, DoRA))
+        config["target_modules"] = shortest_names(view, set(adapted) - weights.keys())
         del config["target_parameters"]  # which PEFT before 0.17 does not know
-        if parameters := [*method.target_parameters, *weights]:
+        if parameters := [*method.target_parameters, *weights.values()]:
             config["target_parameters"] = parameters
-        names |= {p: p for path, d in experts.items() for p in (f"{path}.{n}" for n in d.loras)}
         n = 2 if isinstance(method, PiSSA) else len(method.parts) or 1
         stretch = math.sqrt(n) if method.use_rslora else n  # keeps the scaling
-        ranks, alphas = ({p: of(p) for p in names} for of in (method.rank_of, method.alpha_of))
+        paths = [*adapted, *(f"{path}.{name}" for path, d in experts.items() for name in d.loras)]
+        ranks, alphas = ({p: of(p) for p in paths} for of in (method.rank_of, method.alpha_of))
+        ranks = {weights.get(p, p): n * r for p, r in ranks.items() if r != method.r}
+        alphas = {weights.get(p, p): stretch * a for p, a in alphas.items() if a != method.alpha}
         config |= {"r": n * method.r, "lora_alpha": stretch * method.alpha}
-        config["rank_pattern"] = {names[p]: n * r for p, r in ranks.items() if r != method.r}
-        other = {p: alpha for p, alpha in alphas.items() if alpha != method.alpha}
-        config["alpha_pattern"] = {names[p]: stretch * alpha for p, alpha in other.items()}
+        config |= {"rank_pattern": ranks, "alpha_pattern": alphas}
         own = self.OWN if method.parts or n > 1 else ()
-        if weights and method.dropout:  # PEFT has no dropout beside parameters
+        if weights and method.dropout:  # PEFT has none beside parameters
             own, config["lora_dropout"] = (*own, "dropout"), 0.0
         if own:
             config[self.own_key] = {name: getattr(method, name) for name in own}
         return config, tensors
 
-    def as_weights(self, view: View, method: Any, deltas: Deltas) -> dict[str, str]:
-        """Return ``{path: path.weight}`` of the maps that PEFT would take for experts."""
-        misread = model_type(view.model) in TABLE["misread_in"].split()
-        names = [p for p in own_deltas(deltas) if p.rpartition(".")[2] in TABLE["misread"].split()]
-        if not misread or not names:
-            return {}
-        if isinstance(method, DoRA):  # nor has it DoRA there
-            what = f"takes {some(names)} of {model_type(view.model)} for experts (its bug #3711)"
-            validation.warn(f"Hugging Face PEFT {what}, where it has no DoRA: it will refuse this")
-            return {}
-        return {path: f"{path}.weight" for path in names}
-
     def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
         """Return the hyper-parameters and the filled deltas; raises as `Codec`."""
-        wrapped = self.wrapped(view, self.parameters(view, config))
-        ours = {PREFIX + theirs: PREFIX + place for place, theirs in wrapped.items()}
-        places = {key: key.rpartition(".lora_")[0] for key in tensors}
-        named = {key: key.replace(p, ours.get(p, p), 1) for key, p in places.items()}
-        return super().from_peft(view, config, {named[key]: t for key, t in tensors.items()})
-
-    @staticmethod
-    def parameters(view: View, config: Config) -> list[str]:
-        """Return the names in ``target_parameters`` that mean other things than a linear map's weight.
-
-        PEFT's may mean nothing: its "all-linear" adds a router that not every model has.
-        """
-        names = validation.names("target_parameters", config.get("target_parameters") or [])
-        modules = view.modules.items()
-        there = [(f"{p}.{k}", m) for p, m in modules for k, _ in m.named_parameters(recurse=False)]
-        meant = {n: {isinstance(m, nn.Linear) for p, m in there if is_named([n], p)} for n in names}
-        return [name for name, linear in meant.items() if linear and not any(linear)]
-
-    @staticmethod
-    def wrapped(view: View, names: Names) -> dict[str, str]:
-        """Return ``{path of a parameter's LoRA here: that in PEFT}``.
-
-        PEFT wraps a module once for each of its parameters, so the first is the innermost.
-        """
-        found: dict[str, str] = {}
-        for path in reversed(find_parameters(view, names)):
-            place, _, name = path.rpartition(".")
-            ours = f"{place}.loras.{name}"
-            while place in found.values():
-                place += ".base_layer"
-            found[ours] = place
-        return found
+        there = wrapped(view, parameters_meant(view, config))
+        ours = {PREFIX + path: PREFIX + own for own, path in there.items()}
+        return super().from_peft(view, config, renamed(tensors, ours))
 
     def hyper_parameters(self, view: View, config: Config, marks: Tensors) -> dict[str, Any]:
         """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
-        experts = {path: A for path, A in marks.items() if ".loras." in path}
-        modules = {path: A for path, A in marks.items() if path not in experts}
+        modules = {path: A for path, A in marks.items() if ".loras." not in path}
         found = super().hyper_parameters(view, config, modules)
         check = validation.pattern(validation.positive)
         alphas = check("alpha_pattern", found["alpha_pattern"] or {})
-        ranks = {path: len(A) for path, A in modules.items()}
-        for path, A in experts.items():
-            place, _, name = path.rpartition(".loras.")
-            W = getattr(view.modules[place], name)
-            ranks[f"{place}.{name}"] = len(A) // (len(W) if W.dim() == 3 else 1)
-        weights = config.get("target_parameters") or []
+        ranks, weights = ranks_of(view, marks), config.get("target_parameters") or []
         names = {p: f"{p}.weight" for p in modules if is_named(weights, f"{p}.weight")}
         alphas = {p: look_up(alphas, names.get(p, p), found["alpha"]) for p in ranks}
         found |= {
-            "target_parameters": self.parameters(view, config),
+            "target_parameters": parameters_meant(view, config),
             "rank_pattern": {p: r for p, r in ranks.items() if r != found["r"]},
             "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != found["alpha"]},
         }
