@@ -26,7 +26,13 @@ from pedagogic_peft.core.targets import (
     is_named,
     shortest_names,
 )
-from pedagogic_peft.files import mixtures
+from pedagogic_peft.files.parameters import (
+    misread_maps,
+    parameters_meant,
+    ranks_of,
+    renamed,
+    wrapped,
+)
 from pedagogic_peft.files.peft import (
     PREFIX,
     TABLE,
@@ -40,6 +46,8 @@ from pedagogic_peft.files.peft import (
 from pedagogic_peft.files.wrapped import own_biases, own_rows, peft_biases
 from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter
+from pedagogic_peft.methods.dora import DoRA
+from pedagogic_peft.methods.experts import LoRAExperts
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
 from pedagogic_peft.methods.loha import Products
 from pedagogic_peft.methods.lora import LoRA, look_up
@@ -132,8 +140,8 @@ class LoRACodec(Codec):
 
     A delta may equal an ordinary LoRA of n times its rank: one of parts, or PiSSA's. Then the file has
     that LoRA, which PEFT can load, and one more key, which PEFT drops with a warning, keeps our values.
-
-    Biases of the base and rows of its tables have names that say what PEFT has wrapped there.
+    Biases of the base, rows of its tables and LoRAs of parameters have names that say what PEFT has
+    wrapped there: `files.wrapped` and `files.parameters`.
     """
 
     OWN: ClassVar = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
@@ -151,37 +159,38 @@ class LoRACodec(Codec):
 
     def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors."""
-        config, tensors = super().to_peft(view, method, mixtures.without_experts(deltas))
+        experts: dict[str, Any] = {p: d for p, d in deltas.items() if isinstance(d, LoRAExperts)}
+        rest = {path: delta for path, delta in deltas.items() if path not in experts}
+        config, tensors = super().to_peft(view, method, rest)
         marked = self.marks(tensors)
-        paths = [key.removeprefix(PREFIX) for key in marked]
-        names = {path: path for path in paths} | mixtures.as_weights(view, method, paths)
-        weights = [name for path, name in names.items() if name != path]
-        config["target_modules"] = shortest_names(view, names.keys() & names.values())
-        config["target_parameters"] = [*method.target_parameters, *weights]
-        names |= {path: path for path in mixtures.parameters_of(deltas)}
+        adapted = tuple(key.removeprefix(PREFIX) for key in marked)
+        weights = misread_maps(view, adapted, isinstance(method, DoRA))
+        config["target_modules"] = shortest_names(view, set(adapted) - weights.keys())
+        config["target_parameters"] = [*method.target_parameters, *weights.values()]
+        paths = [*adapted, *(f"{path}.{name}" for path, d in experts.items() for name in d.loras)]
         n = 2 if isinstance(method, PiSSA) else len(method.parts) or 1
         stretch = math.sqrt(n) if method.use_rslora else n  # keeps the scaling
-        ranks, alphas = (
-            {names[p]: of(p) for p in names} for of in (method.rank_of, method.alpha_of)
-        )
         config |= {"r": n * method.r, "lora_alpha": stretch * method.alpha}
+        of_all = (method.rank_of, method.alpha_of)
+        ranks, alphas = ({weights.get(p, p): of(p) for p in paths} for of in of_all)
         ranks, alphas = unlike(ranks, method.r), unlike(alphas, method.alpha)
         config["rank_pattern"] = {key: n * r for key, r in ranks.items()}
         config["alpha_pattern"] = {key: stretch * alpha for key, alpha in alphas.items()}
         own = self.OWN if method.parts or n > 1 else ()
-        if weights and method.dropout:  # PEFT has no dropout beside parameters
+        if weights and method.dropout:  # PEFT has none beside parameters
             own, config["lora_dropout"] = (*own, "dropout"), 0.0
         if own:
             config[self.own_key] = {name: getattr(method, name) for name in own}
         config = {k: v for k, v in config.items() if k not in self.BESIDE or v != self.BESIDE[k]}
-        experts = mixtures.peft_experts(view, method, deltas)
-        return config, peft_biases(tensors, marked) | {PREFIX + k: t for k, t in experts.items()}
+        theirs = renamed(tensors_of(experts), wrapped(view, method.target_parameters))
+        return config, peft_biases(tensors, marked) | {PREFIX + k: t for k, t in theirs.items()}
 
     def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
         """Return the hyper-parameters and the filled deltas; raises as `Codec`."""
         self.check_options(config)
         inner, strange = split_prefix(PREFIX, tensors)
-        inner = mixtures.own_experts(view, config, inner)
+        there = wrapped(view, parameters_meant(view, config))
+        inner = renamed(inner, {path: own for own, path in there.items()})
         own = own_rows(view, config, own_biases(view, config, inner, self.marks(inner)))
         return super().from_peft(
             view, config, {PREFIX + key: t for key, t in own.items()} | strange
@@ -200,13 +209,11 @@ class LoRACodec(Codec):
         found |= {key: config.get(key) or off for key, off in self.BESIDE.items()}
         check = validation.pattern(validation.positive)
         alphas = check("alpha_pattern", found["alpha_pattern"] or {})
-        ranks = {path: len(A) for path, A in modules.items()}
-        ranks |= mixtures.ranks_of(view, {p: A for p, A in marks.items() if p not in modules})
-        weights = config.get("target_parameters") or []
+        ranks, weights = ranks_of(view, marks), config.get("target_parameters") or []
         names = {p: f"{p}.weight" for p in modules if is_named(weights, f"{p}.weight")}
         alphas = {p: look_up(alphas, names.get(p, p), found["alpha"]) for p in ranks}
         found |= {
-            "target_parameters": mixtures.named_parameters(view, config),
+            "target_parameters": parameters_meant(view, config),
             "rank_pattern": unlike(ranks, found["r"]),
             "alpha_pattern": unlike(alphas, found["alpha"]),
         }

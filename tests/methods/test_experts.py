@@ -93,7 +93,7 @@ def test_the_gradients_are_those_of_the_changed_weight():
     dW = reference.get_submodule(path).get_parameter(name).grad  # (E, d_out, d_in)
     lora = deltas_of(model, "default")[path].loras[name]
     B = lora.lora_B.weight.unflatten(1, (-1, len(dW)))  # (d_out, r, E)
-    dA = lora.scaling * torch.einsum("ore,eoi->eri", B, dW).flatten(0, 1)
+    dA = lora.scaling * torch.einsum("jre,eji->eri", B, dW).flatten(0, 1)
     torch.testing.assert_close(lora.lora_A.weight.grad, dA, rtol=1e-3, atol=1e-3)
 
 
