@@ -209,6 +209,8 @@ class Site(Transparent):
         Several rows of x may belong to one entry of ``rows`` (beams, flattened tokens): then they
         follow each other.
         """
+        if len(x) == 1 and not x.is_floating_point():  # positions that all rows share
+            x = x.expand(len(rows), *x.shape[1:])
         if len(x) % len(rows):
             raise ValueError(f"A batch of {len(x)} rows, but activate named {len(rows)}")
         groups = self.groups(rows, x)
@@ -247,7 +249,7 @@ class Site(Transparent):
     def make_groups(self, rows: Sequence[str | None], x: Tensor) -> list[tuple[Any, Tensor]]:
         """Return what `groups` returns."""
         there, each = self.deltas, len(x) // len(rows)
-        deltas: dict[Any, nn.Module] = {n: there[n] for n in there if n in rows}
+        deltas: dict[Any, Any] = {n: there[n] for n in there if n in rows}
         keys = {name: key_of(delta) for name, delta in deltas.items()}
         found: dict[Any, list[int]] = {}
         for i, name in enumerate(rows):
@@ -290,13 +292,15 @@ class Hooks(Place):
         module.hooks = self
 
     def running(self) -> list[Any]:
-        """As in any place; for rows of different adaptations, the one delta that serves them all."""
+        """As in any place; for rows of different adaptations, what serves all of them, by kinds."""
         deltas: dict[Any, Any] = dict(self.deltas.items())
         rows = [deltas.get(name) for name in self.adaptations.rows]
-        first = next((delta for delta in rows if delta is not None), None)
-        if first is None or not self.computed:
+        how = [BATCHED[type(delta)].serve if delta is not None else None for delta in rows]
+        if not any(how) or not self.computed:
             return super().running()
-        return [BATCHED[type(first)].serve(rows)]
+        kinds = [serve for serve in dict.fromkeys(how) if serve]
+        pairs = list(zip(rows, how, strict=True))
+        return [kind([delta if own is kind else None for delta, own in pairs]) for kind in kinds]
 
     def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Let each running delta change the arguments of the module."""
