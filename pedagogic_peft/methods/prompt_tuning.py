@@ -12,7 +12,6 @@ The rows of a batch may have prompts of their own: ``activate(model, rows=["poli
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from threading import get_ident
 from typing import Any, ClassVar
 
 import torch
@@ -26,15 +25,17 @@ from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View, by_name
 from pedagogic_peft.methods.prompt_trial import takes_prompts
 from pedagogic_peft.methods.virtual_tokens import (
+    cache_of,
     check_can_widen,
-    check_goes_on,
     check_padding,
     columns,
+    hide_prompt,
     joined,
     own_positions,
     parted,
     positions,
     rows_read,
+    thread,
     widened,
 )
 
@@ -184,7 +185,7 @@ class SoftPrompt(Delta):
         first: a text's first position, where positions follow the mask; else None.
         cuts: whether P's rows are taken off what comes out.
         pads_left: whether padding may stand on the left.
-        steps: of each thread that is inside the model: how many rows were put in, and in which columns.
+        steps: of each thread inside the model: how many rows were put in, in which columns, its cache.
     """
 
     beside = True
@@ -195,7 +196,7 @@ class SoftPrompt(Delta):
         self.limit: int | None = None
         self.first: int | None = None
         self.counts, self.cuts, self.pads_left = False, True, True
-        self.steps: dict[int, tuple[int, Tensor | None]] = {}
+        self.steps: dict[int, tuple[int, Tensor | None, Any]] = {}
 
     def prompt(self) -> Tensor:
         """Return P: (n, d)."""
@@ -213,7 +214,8 @@ class SoftPrompt(Delta):
             P: (batch, n, d), or (1, n, d) for all rows.
             real: (batch, n), 0 where P is filler; None where nothing is.
         """
-        past, n = rows_read(kwargs), P.shape[1]
+        n, cache = P.shape[1], cache_of(kwargs)
+        past = rows_read(cache, n, several=cache is not None and len(module.hooks.running()) > 1)
         check_can_widen(kwargs)
         x: Any = kwargs.get("inputs_embeds")
         mask: Any = kwargs.get("attention_mask")
@@ -231,15 +233,13 @@ class SoftPrompt(Delta):
         where = None
         if mask is not None:  # (batch, all tokens) -> (batch, n + all tokens)
             check_padding(mask, self.pads_left)
-            several = past > 0 and len(module.hooks.running()) > 1
-            check_goes_on(mask, n, past, tokens, several)
             where = columns(mask, n)
             kwargs["attention_mask"] = mask = joined(real.to(mask), mask, where)
         if not past:
             kwargs |= widened(kwargs, n, where, (batch, tokens))
             P = P.to(x).expand(batch, -1, -1)  # the same for every row, or each row's own
             kwargs |= {"input_ids": None, "inputs_embeds": joined(P, x, where)}
-            self.steps[get_ident()] = n, where
+        self.steps[thread()] = 0 if past else n, where, cache
         if given is not None:
             own, given = given.amin(-1, keepdim=True), given + real.sum(-1, keepdim=True)
             if not past:
@@ -251,7 +251,8 @@ class SoftPrompt(Delta):
 
     def leave(self, module: nn.Module, output: Any) -> Any:
         """Take the rows of P off the last hidden state, (batch, n + tokens, d), or put them in front."""
-        n, where = self.steps.pop(get_ident(), (0, None))
+        n, where, cache = self.steps.pop(thread(), (0, None, None))
+        hide_prompt(cache_of(output) if cache is None else cache, n)
         if not n or not self.cuts and where is None:
             return output
         start = n if self.cuts else 0

@@ -5,7 +5,10 @@ behind padding on the left: recurrent layers, convolutions and windows of attent
 Masks, positions and token types become as wide as with typed words.
 """
 
+import copy
+import functools
 import inspect
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -103,27 +106,72 @@ def widened(kwargs: Kwargs, n: int, where: Tensor | None, shape: tuple[int, int]
     return found
 
 
-def rows_read(kwargs: Kwargs) -> int:
+def cache_of(found: Any) -> Any:
+    """Return the cache among a backbone's arguments, or in its output; None if there is none."""
+    if isinstance(found, tuple):
+        return next((part for part in found if hasattr(part, "get_seq_length")), None)
+    return next((found[name] for name in CACHES if found.get(name) is not None), None)
+
+
+def rows_read(cache: Any, n: int, several: bool) -> int:
     """Return how many rows the model has read in earlier steps; 1 where the cache is only a state.
 
+    Args:
+        cache: of an earlier step, empty, or None. From here on its length counts all its rows.
+        n: how many rows the prompt has.
+        several: whether other prompts are active, too.
+
     Raises:
-        ValueError: the cache is static, or does not tell.
+        ValueError: the cache is static, does not tell, or was filled without the prompt.
     """
-    cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
     if cache is None or isinstance(cache, list | tuple):  # RWKV's state
         return int(cache is not None)
+    vars(cache).pop("get_seq_length", None)
     try:
         rows = int(cache.get_seq_length())
+        bad = cache.is_compileable
     except ValueError:  # layers with a state have no length
-        return int(any(True in layer.has_previous_state.values() for layer in cache.layers))
+        rows = int(any(True in layer.has_previous_state.values() for layer in cache.layers))
+        bad = False
     except AttributeError:
-        rows = -1
-    if rows < 0 or cache.is_compileable:
+        bad = True
+    if bad:
         what = (
             f"A soft prompt needs a dynamic cache, not a static cache or a {type(cache).__name__}"
         )
         raise ValueError(f"{what}: leave cache_implementation out, or set use_cache=False")
+    held = getattr(cache, "prompt_rows", 0)
+    if rows and (held < n or (held > n and not several)):
+        what = f"The cache holds {held} rows of a prompt, but the prompt has {n} virtual tokens"
+        raise ValueError(f"{what}: a cache that was filled without it cannot be used with it")
+    if not rows:
+        cache.prompt_rows = 0
     return rows
+
+
+def hide_prompt(cache: Any, n: int) -> None:
+    """Leave the prompt's rows out of the cache's length, as long as the backbone is not running.
+
+    `generate`, and other loops, compare that length with the text's: to find what a second turn adds.
+
+    Args:
+        cache: what the backbone has read, or None.
+        n: how many rows of a prompt this step has put in.
+    """
+    if hasattr(cache, "get_seq_length"):
+        vars(cache).pop("get_seq_length", None)
+        cache.prompt_rows = getattr(cache, "prompt_rows", 0) + n
+        cache.get_seq_length = functools.partial(_text_length, copy.copy(cache))
+
+
+def _text_length(cache: Any, *args: Any, **kwargs: Any) -> int:
+    """Return the length of a cache, less the prompt's rows; its copy shares the layers, not the name."""
+    return max(0, int(cache.get_seq_length(*args, **kwargs)) - int(cache.prompt_rows))
+
+
+def thread() -> int:
+    """Return what tells this thread's forward pass from another's; compiled code keeps its own anyway."""
+    return 0 if torch.compiler.is_compiling() else get_ident()
 
 
 def check_can_widen(kwargs: Kwargs) -> None:
@@ -148,22 +196,3 @@ def check_padding(mask: Tensor, pads_left: bool) -> None:
     if not pads_left and bool((mask[:, 0] == 0).any()):
         what = "In this model padding on the left would move a soft prompt's positions"
         raise ValueError(f"{what}: pad on the right, or use rows of one length")
-
-
-def check_goes_on(mask: Tensor, n: int, past: int, tokens: int, several: bool) -> None:
-    """Raise a ValueError if a cache, new tokens and virtual tokens are not what the mask covers.
-
-    Args:
-        mask: of the text, (batch, all its tokens).
-        n, past, tokens: how many rows has the prompt, the cache (with the prompt), the input.
-        several: whether other prompts are in the cache, too.
-    """
-    more = past - n + tokens - mask.shape[1]
-    if past > 1 and (more < 0 or (more and not several)):
-        what = (
-            f"attention_mask covers {mask.shape[1]} tokens, but the cache has {past} rows, {n} of"
-        )
-        what += (
-            f" them the prompt's, and {tokens} tokens follow. To go on from a cache, pass the new"
-        )
-        raise ValueError(f"{what} tokens only, with the mask of the whole text")
