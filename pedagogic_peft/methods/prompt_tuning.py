@@ -106,7 +106,13 @@ class PromptTuning(PromptMethod):
     """The hyper-parameters of prompt tuning.
 
     Unlike LoRA it changes the model's output from the start, and the prompt takes positions: virtual
-    tokens and text together must fit into the model. Attention masks may be padded on either side.
+    tokens and text together must fit into the model. It stands next to the text (padding, prompt, text)
+    and does there what as many typed words would do, also in recurrent and windowed layers. When it is
+    attached, two short forward passes try that out, and a model is refused that needs the words' ids.
+    So masks may be padded on either side; a model whose positions cannot be told refuses a batch that
+    is padded on the left. `generate` may use a cache of any kind but a static one, and go on from it in
+    a second turn: a cache has the length of its text. A row holds one text: packed ones are refused.
+
     In an encoder the prompt stands in front of [CLS], so a classifier that reads the first position
     reads the first virtual token, as in Hugging Face PEFT. ``hidden_states`` and ``attentions``, if
     asked for, still show the prompt's rows.
@@ -141,6 +147,10 @@ class PromptTuning(PromptMethod):
 
 class PTuning(PromptMethod):
     """The hyper-parameters of P-tuning: a network, trained with its input, makes the prompt.
+
+    All virtual tokens stand in front of the text, as in `PromptTuning` and in Hugging Face PEFT. Liu et al.
+    also place some in the middle and behind, around *anchors*: words of a pattern that stay typed, such as
+    a question mark. There is no such pattern here; anchors that follow the prompt can be typed in the text.
 
     Args:
         num_virtual_tokens: n, at least 1.
