@@ -8,6 +8,7 @@ import re
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -55,6 +56,14 @@ RESIDUAL = by_kind(TABLE["residual"])
 def model_type(model: nn.Module) -> str | None:
     """Return ``config.model_type``, the name of the model's architecture, if it has one."""
     return getattr(getattr(model, "config", None), "model_type", None)
+
+
+def backbone_of(model: Any) -> Any:
+    """Return the model without its head, also where ``base_model`` is the model itself (Llama 4)."""
+    if model.base_model is not model or model.get_output_embeddings() is None:
+        return model.base_model
+    table = model.get_input_embeddings()
+    return next((part for part in model.children() if table in set(part.modules()) - {part}), model)
 
 
 def roles_of(model: nn.Module, instead: str = "target_modules") -> Roles:

@@ -287,8 +287,9 @@ class Hooks(Place):
     def __init__(self, module: nn.Module, adaptations: Adaptations, layer: int | None = None):
         super().__init__(adaptations, layer)
         self.training = module.training
-        entering = module.register_forward_pre_hook(self.enter, with_kwargs=True)
-        self.handles = [entering, module.register_forward_hook(self.leave)]
+        # Plain functions: a replica of the module, on another device, has hooks of its own.
+        entering = module.register_forward_pre_hook(_enter, with_kwargs=True)
+        self.handles = [entering, module.register_forward_hook(_leave)]
         module.hooks = self
 
     def running(self) -> list[Any]:
@@ -308,7 +309,7 @@ class Hooks(Place):
             args, kwargs = delta.enter(module, args, kwargs)
         return args, kwargs
 
-    def leave(self, module: nn.Module, args: Args, output: Any) -> Any:
+    def leave(self, module: nn.Module, output: Any) -> Any:
         """Let each running delta change the output of the module, in reverse order."""
         for delta in reversed(self.running()):
             output = delta.leave(module, output)
@@ -319,6 +320,14 @@ class Hooks(Place):
         for handle in self.handles:
             handle.remove()
         del module.hooks
+
+
+def _enter(module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    return module.hooks.enter(module, args, kwargs)  # type: ignore[no-any-return]
+
+
+def _leave(module: Any, args: Args, output: Any) -> Any:
+    return module.hooks.leave(module, output)
 
 
 class View:

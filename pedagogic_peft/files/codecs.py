@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, tensors_of
+from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, some, tensors_of
 from pedagogic_peft.core.method import SELECTION, Method
 from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import (

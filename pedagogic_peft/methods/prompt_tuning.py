@@ -5,9 +5,9 @@ nothing else: the frozen model reads [P; X], where X is the embedded text. P-tun
 arXiv:2103.10385) trains a small network that makes P.
 
 The delta stands beside the backbone (in encoder-decoders beside the encoder). Entering, it puts P in
-front and widens the mask; leaving, it takes P's rows off again, so that logits and labels have the
-shape of the text. While a KV cache is filled, P is put in front once, at the first step. The rows of
-a batch may have prompts of their own: ``activate(model, rows=["polite", "tale", None])``.
+front and widens the mask (see `virtual_tokens.py`); leaving, it takes P's rows off again, so that logits
+and labels have the shape of the text. While a cache is filled, P is put in front once, at the first step.
+The rows of a batch may have prompts of their own: ``activate(model, rows=["polite", "tale", None])``.
 """
 
 import inspect
@@ -19,9 +19,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
+from pedagogic_peft.core.architectures import backbone_of
 from pedagogic_peft.core.delta import Args, Delta, Deltas, Kwargs
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View, by_name
+from pedagogic_peft.methods.prompt_trial import takes_prompts
+from pedagogic_peft.methods.virtual_tokens import (
+    cache_of,
+    check_can_widen,
+    check_padding,
+    columns,
+    hide_prompt,
+    joined,
+    own_positions,
+    parted,
+    positions,
+    rows_read,
+    thread,
+    widened,
+)
 
 # What PEFT's configurations of prompts say of the model and of the prompt's start.
 SIZES = "num_attention_heads num_layers num_transformer_submodules token_dim "
@@ -40,28 +56,43 @@ class PromptMethod(Method, abstract=True):
         """Return ``{path: module}`` of the module that text enters, and of one that attends to it.
 
         Raises:
-            ValueError: the model embeds no tokens.
+            ValueError: the model embeds no tokens, or takes no embeddings in their place.
         """
         model: Any = view.model
         embedding_of(model)  # or the error
-        entered = [model.base_model]
-        if hasattr(model.base_model, "decoder"):  # OPT's heads call it past the backbone
-            encoder = [model.base_model.encoder] if model.config.is_encoder_decoder else []
-            entered = [*encoder, model.base_model.decoder]
+        backbone = backbone_of(model)
+        entered = [backbone]
+        if hasattr(backbone, "decoder"):  # OPT's heads call it past the backbone
+            encoder = [backbone.encoder] if model.config.is_encoder_decoder else []
+            entered = [*encoder, backbone.decoder]
+        if "inputs_embeds" not in inspect.signature(entered[0].forward).parameters:
+            what = (
+                f"The {type(entered[0]).__name__} of {type(model).__name__} takes no inputs_embeds"
+            )
+            raise ValueError(f"{what}, and so no virtual tokens; PrefixTuning needs none")
         return {path: m for path, m in view.modules.items() if m in entered}
 
     def deltas(self, view: View, places: Modules) -> Deltas:
-        """Return ``{path: delta}``: the prompt, and what must know of it."""
+        """Return ``{path: delta}``: the prompt, and what must know of it.
+
+        Raises:
+            ValueError: embeddings of words do not do in this model what the words do.
+        """
         model: Any = view.model
         (path, backbone), *decoders = places.items()
         delta = self.prompt(embedding_of(model))
         is_decoder = any(getattr(module, "is_causal", False) for module in backbone.modules())
-        positions = "position_ids" in inspect.signature(backbone.forward).parameters
-        delta.limit, delta.counts = position_limit(view), is_decoder and positions
+        counted = "position_ids" in inspect.signature(backbone.forward).parameters
+        delta.limit, delta.counts = position_limit(view), is_decoder and counted
+        if delta.counts or counted and first_position(view):
+            delta.first = first_position(view)
         # A decoder attends to the encoder's prompt; an encoder's classifier reads the first position.
         pools = type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))
         delta.cuts = not decoders and (is_decoder or not pools)
-        return {path: delta} | {path: WiderCrossMask() for path, _ in decoders}
+        others: Modules = {path: WiderCrossMask() for path, _ in decoders}
+        beside = {module: others[path] for path, module in decoders}
+        delta.pads_left = takes_prompts(model, backbone, delta, beside)
+        return {path: delta} | others
 
 
 def check_init(what: str, value: Any) -> Any:
@@ -75,7 +106,13 @@ class PromptTuning(PromptMethod):
     """The hyper-parameters of prompt tuning.
 
     Unlike LoRA it changes the model's output from the start, and the prompt takes positions: virtual
-    tokens and text together must fit into the model. Attention masks may be padded on either side.
+    tokens and text together must fit into the model. It stands next to the text (padding, prompt, text)
+    and does there what as many typed words would do, also in recurrent and windowed layers. When it is
+    attached, two short forward passes try that out, and a model is refused that needs the words' ids.
+    So masks may be padded on either side; a model whose positions cannot be told refuses a batch that
+    is padded on the left. `generate` may use a cache of any kind but a static one, and go on from it in
+    a second turn: a cache has the length of its text. A row holds one text: packed ones are refused.
+
     In an encoder the prompt stands in front of [CLS], so a classifier that reads the first position
     reads the first virtual token, as in Hugging Face PEFT. ``hidden_states`` and ``attentions``, if
     asked for, still show the prompt's rows.
@@ -110,6 +147,10 @@ class PromptTuning(PromptMethod):
 
 class PTuning(PromptMethod):
     """The hyper-parameters of P-tuning: a network, trained with its input, makes the prompt.
+
+    All virtual tokens stand in front of the text, as in `PromptTuning` and in Hugging Face PEFT. Liu et al.
+    also place some in the middle and behind, around *anchors*: words of a pattern that stay typed, such as
+    a question mark. There is no such pattern here; anchors that follow the prompt can be typed in the text.
 
     Args:
         num_virtual_tokens: n, at least 1.
@@ -150,9 +191,11 @@ class SoftPrompt(Delta):
 
     Attributes:
         limit: how many positions the model has, if it is limited.
-        counts: whether positions follow the mask: a decoder's, so that padding moves no token.
+        counts: whether it is a decoder whose positions follow the mask, so that padding moves no token.
+        first: a text's first position, where positions follow the mask; else None.
         cuts: whether P's rows are taken off what comes out.
-        inserted: how many rows the step that is running put in front.
+        pads_left: whether padding may stand on the left.
+        steps: of each thread inside the model: how many rows were put in, in which columns, its cache.
     """
 
     beside = True
@@ -161,7 +204,9 @@ class SoftPrompt(Delta):
         super().__init__()
         self.prompt_embeddings = nn.Parameter(start)
         self.limit: int | None = None
-        self.counts, self.cuts, self.inserted = False, True, 0
+        self.first: int | None = None
+        self.counts, self.cuts, self.pads_left = False, True, True
+        self.steps: dict[int, tuple[int, Tensor | None, Any]] = {}
 
     def prompt(self) -> Tensor:
         """Return P: (n, d)."""
@@ -179,40 +224,51 @@ class SoftPrompt(Delta):
             P: (batch, n, d), or (1, n, d) for all rows.
             real: (batch, n), 0 where P is filler; None where nothing is.
         """
-        check_can_enter(kwargs)
-        x, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        n, cache = P.shape[1], cache_of(kwargs)
+        past = rows_read(cache, n, several=cache is not None and len(module.hooks.running()) > 1)
+        check_can_widen(kwargs)
+        x: Any = kwargs.get("inputs_embeds")
+        mask: Any = kwargs.get("attention_mask")
+        given = kwargs.get("position_ids")
         batch, tokens = (kwargs["input_ids"] if x is None else x).shape[:2]
-        n, cache = P.shape[1], kwargs.get("past_key_values")
-        past = cache.get_seq_length() if cache is not None else 0
-        self.inserted = 0 if past else n
-        length = past + self.inserted + tokens  # the cache holds P too
-        check_fits(n, length - n, self.limit)
-        if self.inserted:
-            x = module.get_input_embeddings()(kwargs["input_ids"]) if x is None else x
-            kwargs |= {"input_ids": None, "inputs_embeds": in_front(P, x)}
-            if kwargs.get("token_type_ids") is not None:
-                kwargs["token_type_ids"] = F.pad(kwargs["token_type_ids"], (n, 0))
+        check_fits(n, past + tokens - (n if past else 0), self.limit)  # the cache holds P too
+        if not past:
+            if x is None:
+                x = module.get_input_embeddings()(kwargs["input_ids"])
+            given = own_positions(module, kwargs, x) if given is None else given
         if real is None:
             real = torch.ones(batch, n, dtype=torch.long, device=P.device)
         elif mask is None:
-            mask = real.new_ones(batch, length - n)
+            mask = real.new_ones(batch, past + tokens - (n if past else 0))
+        where = None
         if mask is not None:  # (batch, all tokens) -> (batch, n + all tokens)
-            kwargs["attention_mask"] = mask = torch.cat([real.to(mask), mask], dim=1)
-        if (given := kwargs.get("position_ids")) is not None:
-            first = given.amin(-1, keepdim=True) + positions(real)[:, : self.inserted]
-            kwargs["position_ids"] = torch.cat([first, given + real.sum(-1, keepdim=True)], dim=-1)
-        elif mask is not None and self.counts:
-            kwargs["position_ids"] = positions(mask)[:, past:]
+            check_padding(mask, self.pads_left)
+            where = columns(mask, n)
+            kwargs["attention_mask"] = mask = joined(real.to(mask), mask, where)
+        if not past:
+            kwargs |= widened(kwargs, n, where, (batch, tokens))
+            P = P.to(x).expand(batch, -1, -1)  # the same for every row, or each row's own
+            kwargs |= {"input_ids": None, "inputs_embeds": joined(P, x, where)}
+        self.steps[thread()] = 0 if past else n, where, cache
+        if given is not None:
+            own, given = given.amin(-1, keepdim=True), given + real.sum(-1, keepdim=True)
+            if not past:
+                given = joined(own + positions(real), given, where, given.dim() - 1)
+            kwargs["position_ids"] = given
+        elif mask is not None and self.first is not None:
+            kwargs["position_ids"] = positions(mask)[:, past:] + self.first
         return kwargs
 
     def leave(self, module: nn.Module, output: Any) -> Any:
-        """Take the rows of P off the last hidden state, (batch, n + tokens, d)."""
-        n, self.inserted = self.inserted, 0
-        if not (n and self.cuts):
+        """Take the rows of P off the last hidden state, (batch, n + tokens, d), or put them in front."""
+        n, where, cache = self.steps.pop(thread(), (0, None, None))
+        hide_prompt(cache_of(output) if cache is None else cache, n)
+        if not n or not self.cuts and where is None:
             return output
+        start = n if self.cuts else 0
         if isinstance(output, tuple):
-            return output[0][:, n:], *output[1:]
-        output.last_hidden_state = output.last_hidden_state[:, n:]
+            return parted(output[0], where)[:, start:], *output[1:]
+        output.last_hidden_state = parted(output.last_hidden_state, where)[:, start:]
         return output
 
 
@@ -259,25 +315,6 @@ class WiderCrossMask(Delta):
         return (), kwargs
 
 
-def in_front(P: Tensor, x: Tensor) -> Tensor:
-    """Return [P; X]: P (1 or batch, n, d) before the embedded text x (batch, tokens, d)."""
-    P = P.to(x).expand(len(x), -1, -1)  # the same P for every row, or each row's own
-    return torch.cat([P, x], dim=1)  # (batch, n + tokens, d)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Return each token's position (batch, tokens): how many real tokens its row has before it."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def check_can_enter(kwargs: Kwargs) -> None:
-    """Raise a ValueError if a mask or a cache is of a kind that cannot be widened."""
-    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-    if getattr(cache, "is_compileable", False) or (mask is not None and mask.dim() != 2):
-        problem = "this is a static cache (leave cache_implementation out) or another mask"
-        raise ValueError(f"A soft prompt needs attention_mask=(batch, tokens), but {problem}")
-
-
 def embedding_of(model: Any) -> nn.Embedding:
     """Return the model's token embedding.
 
@@ -320,15 +357,20 @@ def token_ids(embedding: nn.Embedding, init: Sequence[int], n: int) -> Tensor:
     return torch.tensor(init).repeat(n // len(init) + 1)[:n]
 
 
+def first_position(view: View) -> int:
+    """Return the position of a text's first token: RoBERTa's positions begin behind their padding."""
+    for path, table in view.modules.items():
+        padding: Any = getattr(table, "padding_idx", None)
+        if padding is not None and path.endswith("position_embeddings"):
+            return int(padding) + 1
+    return 0
+
+
 def position_limit(view: View) -> int | None:
     """Return how many tokens the model has positions for; None if it sets no limit."""
     model: Any = view.model
-    limit: int | None = getattr(model.config, "max_position_embeddings", None)
-    for path, table in view.modules.items():
-        padding: Any = getattr(table, "padding_idx", None)
-        if limit and padding is not None and path.endswith("position_embeddings"):
-            return limit - int(padding) - 1  # RoBERTa's positions begin behind it
-    return limit
+    limit = getattr(model.config, "max_position_embeddings", None) or 0
+    return limit - first_position(view) if limit > 0 else None  # XLNet's is -1
 
 
 def check_fits(n: int, tokens: int, limit: int | None) -> None:

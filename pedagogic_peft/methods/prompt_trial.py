@@ -1,0 +1,118 @@
+"""Whether a model can have a soft prompt: tried out once, when it is attached.
+
+A prompt made of the embeddings of words has to do what these words do when they are typed. It does not
+in a model that reads the ids in another place as well: to look up an embedding for each layer (Gemma 3n),
+to choose experts (DeepSeek-V4), or to pool the text behind the backbone (ModernBERT). No list of such
+models would be complete, so two short forward passes compare the two.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pedagogic_peft.core.delta import Args, Kwargs
+from pedagogic_peft.core.sites import by_name
+from pedagogic_peft.core.verbs import disabled
+from pedagogic_peft.methods.virtual_tokens import positions
+
+CLOSE = 0.01  # of the largest number; both are one computation, but sums may be in another order
+
+
+@torch.no_grad()
+def takes_prompts(model: Any, backbone: Any, prompt: Any, others: Mapping[nn.Module, Any]) -> bool:
+    """Return whether a prompt of words does what the words do behind padding on the left, too.
+
+    The passes are of 15 tokens, in evaluation. They change nothing and use up no random numbers. A
+    model on "meta" is not tried, nor one that needs more than ids.
+
+    Args:
+        model, backbone: the model, and the module that text enters.
+        prompt: the `SoftPrompt` that is to stand beside the backbone.
+        others: ``{module: delta}`` of what else must know of it.
+
+    Raises:
+        ValueError: it does not even without padding.
+    """
+    short = prompt.limit is not None and prompt.limit < 8
+    if short or any(parameter.is_meta for parameter in model.parameters()):
+        return True
+    ids, mask = words(model, backbone.get_input_embeddings().weight)
+    P = torch.tensor([[0, 1], [1, 2], [0, 1]], device=ids.device)  # which words are the prompt's
+    text = torch.tensor([[2, 3, 4], [0, 3, 4], [2, 3, 4]], device=ids.device)
+
+    def enter(module: Any, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        embedded = backbone.get_input_embeddings()(ids.gather(1, P))
+        embedded[2] *= 1.5  # as after training: the embedding of no word
+        return (), prompt.put(module, by_name(module, args, kwargs), embedded, None)
+
+    with undisturbed(model, ids.device):
+        try:
+            counted = {"position_ids": positions(mask) + prompt.first} if prompt.counts else {}
+            expected = first_output(model, ids, mask, **counted)
+        except Exception:  # it needs more than ids
+            return True
+        handles = [backbone.register_forward_pre_hook(enter, with_kwargs=True)]
+        handles += [backbone.register_forward_hook(lambda module, _, y: prompt.leave(module, y))]
+        for module, delta in others.items():
+            handles += [module.register_forward_pre_hook(delta.enter, with_kwargs=True)]
+        what = f"{type(model).__name__} cannot have a soft prompt: with the embeddings of words"
+        try:
+            found = first_output(model, ids.gather(1, text), mask.gather(1, text))
+        except Exception as error:
+            raise ValueError(f"{what} in the place of ids it fails ({error})") from error
+        finally:
+            for handle in handles:
+                handle.remove()
+    if found.shape != expected.shape:  # a row for each token, not one for the text or the answer's
+        expected = expected.take_along_dim(text[..., None], 1)
+    if not close(found[0], expected[0]):
+        raise ValueError(f"{what} in the place of ids it computes something else than with the ids")
+    return found.dim() < 3 or close(found[1, 1:], expected[1, 1:])  # its column 0 is padding
+
+
+def words(model: Any, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ids and mask of three rows, (3, 5), of which the second begins with padding."""
+    config = model.config.to_dict()
+    parts = [config, *[part for part in config.values() if isinstance(part, dict)]]
+    special = {
+        v for part in parts for k, v in part.items() if "token" in str(k) and isinstance(v, int)
+    }
+    plain = [i for i in range(len(table)) if i not in special][:5]
+    ids = torch.tensor([plain] * 3, device=table.device)
+    mask = torch.ones_like(ids)
+    ids[1, 0] = next((part["pad_token_id"] for part in parts if part.get("pad_token_id")), 0)
+    mask[1, 0] = 0
+    return ids, mask
+
+
+def first_output(model: Any, ids: Tensor, mask: Tensor, **more: Tensor) -> Tensor:
+    """Return the logits, or the last hidden state of a model without a head."""
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **more}
+    inputs |= {"decoder_input_ids": ids[:, -2:]}  # in encoder-decoders
+    known = inspect.signature(model.forward).parameters
+    output: Tensor = model(**{k: v for k, v in inputs.items() if k in known})[0]
+    return output.float()
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Tell whether two tensors are one, but for rounding."""
+    most = float(expected.nan_to_num().abs().max())
+    return torch.allclose(found, expected, rtol=0, atol=CLOSE * most, equal_nan=True)
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside the block the frozen model is in evaluation; later it and random numbers are as before."""
+    training = {module: module.training for module in model.modules()}
+    frozen = disabled(model) if "_adaptations" in vars(model) else nullcontext()
+    model.eval()
+    try:
+        with frozen, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, was in training.items():
+            module.training = was
