@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pedagogic_peft.core import validation
+from pedagogic_peft.core import serving, validation
 from pedagogic_peft.core.delta import (
     BATCHED,
     FUSED,
@@ -29,8 +29,6 @@ from pedagogic_peft.core.delta import (
     Delta,
     Kwargs,
     TrainedCopy,
-    key_of,
-    overrides,
 )
 from pedagogic_peft.core.reading import takes_value
 
@@ -183,7 +181,7 @@ class Site(Transparent):
         if rows and self.computed and not set(rows).isdisjoint(self.deltas):
             if more or kwargs:  # which part of a mask is for which row is not known here
                 raise TypeError(f"rows: {type(self.base).__name__} has more than one input")
-            return self.forward_rows(rows, x)
+            return serving.forward_rows(self, rows, x)
         deltas = self.running()
         if len(deltas) == 1 and type(deltas[0]) in FUSED and not torch.is_grad_enabled():
             y = self._modules["base"](x, *more, **kwargs)  # type: ignore[misc]
@@ -202,66 +200,6 @@ class Site(Transparent):
         for delta in deltas:
             y = delta(x, y, *args, **kwargs)
         return y
-
-    def forward_rows(self, rows: Sequence[str | None], x: Tensor) -> Tensor:
-        """Run ``base`` once for all rows of ``x``, and each row's own delta; x: (batch, ...).
-
-        Several rows of x may belong to one entry of ``rows`` (beams, flattened tokens): then they
-        follow each other.
-        """
-        if len(x) == 1 and not x.is_floating_point():  # positions that all rows share
-            x = x.expand(len(rows), *x.shape[1:])
-        if len(x) % len(rows):
-            raise ValueError(f"A batch of {len(x)} rows, but activate named {len(rows)}")
-        groups = self.groups(rows, x)
-        for delta, here in groups:
-            if overrides(delta, Delta.before):
-                x = x.index_copy(0, here, delta.before(x[here]))
-        y: Tensor = self.base(x)
-        for delta, here in groups:
-            if len(here) == len(y):  # all of them, in order
-                return delta(x, y)  # type: ignore[no-any-return]
-            y = y.index_copy(0, here, delta(x[here], y[here]).to(y.dtype))
-        return y
-
-    def groups(self, rows: Sequence[str | None], x: Tensor) -> list[tuple[Any, Tensor]]:
-        """Return each delta with the entries of x: (batch, ...) it works on.
-
-        Different deltas that are alike, by their entry in `BATCHED`, are one. Where no gradients are
-        asked for they are kept until other rows are named or torch counts a change of a parameter, so
-        that what they stack is stacked once.
-        """
-        made, key = self.adaptations.made, (self, len(x), x.dtype, x.device)
-        if torch.is_grad_enabled():
-            return self.make_groups(rows, x)
-        if key in made:
-            parameters, versions, groups = made[key]
-            if versions == [p._version for p in parameters]:
-                return groups  # type: ignore[no-any-return]
-        groups = self.make_groups(rows, x)
-        own = [
-            p for name in set(rows) if name in self.deltas for p in self.deltas[name].parameters()
-        ]
-        if not any(p.is_inference() for p in own):  # of these torch counts no changes
-            made[key] = own, [p._version for p in own], groups
-        return groups
-
-    def make_groups(self, rows: Sequence[str | None], x: Tensor) -> list[tuple[Any, Tensor]]:
-        """Return what `groups` returns."""
-        there, each = self.deltas, len(x) // len(rows)
-        deltas: dict[Any, Any] = {n: there[n] for n in there if n in rows}
-        keys = {name: key_of(delta) for name, delta in deltas.items()}
-        found: dict[Any, list[int]] = {}
-        for i, name in enumerate(rows):
-            if name in deltas:
-                found.setdefault(keys[name], []).append(i)
-        groups = []
-        for here in found.values():
-            own = [deltas[rows[i]] for i in here]
-            delta = BATCHED[type(own[0])].serve(own) if len(set(own)) > 1 else own[0]
-            entries = [i * each + k for i in here for k in range(each)]
-            groups.append((delta, torch.tensor(entries, device=x.device)))
-        return groups
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -134,6 +134,15 @@ class Codec:
         check_options(config, [*self.keys(), self.peft.flag, *self.peft.ignored.split()])
 
 
+# What a LoRA has beside A and B. Left out of files where it is as here: an older PEFT does not know it.
+BESIDE = {
+    "bias": "none",
+    "lora_bias": False,
+    "trainable_token_indices": None,
+    "target_parameters": [],
+}
+
+
 class LoRACodec(Codec):
     """LoRA and what is derived from it.
 
@@ -144,13 +153,6 @@ class LoRACodec(Codec):
     """
 
     OWN: ClassVar = ("r", "alpha", "rank_pattern", "alpha_pattern", "parts")
-    # Left out where they are as here: an older PEFT does not know them all.
-    BESIDE: ClassVar = {
-        "bias": "none",
-        "lora_bias": False,
-        "trainable_token_indices": None,
-        "target_parameters": [],
-    }
 
     def __init__(self, kind: type[LoRA]):
         super().__init__(kind)
@@ -180,7 +182,7 @@ class LoRACodec(Codec):
             own, config["lora_dropout"] = (*own, "dropout"), 0.0
         if own:
             config[self.own_key] = {name: getattr(method, name) for name in own}
-        config = {k: v for k, v in config.items() if k not in self.BESIDE or v != self.BESIDE[k]}
+        config = {k: v for k, v in config.items() if k not in BESIDE or v != BESIDE[k]}
         theirs = renamed(tensors_of(experts), wrapped(view, method.target_parameters))
         return config, peft_biases(tensors, marked) | {PREFIX + k: t for k, t in theirs.items()}
 
@@ -205,7 +207,7 @@ class LoRACodec(Codec):
         """Return the hyper-parameters: targets and ranks of the tensors, the rest as configured."""
         modules = {path: A for path, A in marks.items() if ".loras." not in path}
         found = super().hyper_parameters(view, config, modules)
-        found |= {key: config.get(key) or off for key, off in self.BESIDE.items()}
+        found |= {key: config.get(key) or off for key, off in BESIDE.items()}
         check = validation.pattern(validation.positive)
         alphas = check("alpha_pattern", found["alpha_pattern"] or {})
         ranks, weights = ranks_of(view, marks), config.get("target_parameters") or []
