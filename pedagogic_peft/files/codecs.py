@@ -29,7 +29,7 @@ from pedagogic_peft.files.peft import (
     split_prefix,
     split_trained_copies,
 )
-from pedagogic_peft.files.wrapped import own_biases, own_rows, peft_biases
+from pedagogic_peft.files.wrapped import own_biases, own_rows, peft_biases, warn_of_lost_bias
 from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
 from pedagogic_peft.methods.lora import LoRA, look_up
@@ -138,16 +138,18 @@ class LoRACodec(Codec):
         if method.parts or n > 1:
             config[self.own_key] = {name: getattr(method, name) for name in self.OWN}
         config = {k: v for k, v in config.items() if k not in self.BESIDE or v != self.BESIDE[k]}
-        return config, peft_biases(tensors, self.marks(tensors))
+        warn_of_lost_bias(view, deltas)
+        return config, peft_biases(tensors, self.marks(tensors), deltas)
 
     def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
         """Return the hyper-parameters and the filled deltas; raises as `Codec`."""
         self.check_options(config)
         inner, strange = split_prefix(PREFIX, tensors)
         own = own_rows(view, config, own_biases(view, config, inner, self.marks(inner)))
-        return super().from_peft(
-            view, config, {PREFIX + key: t for key, t in own.items()} | strange
-        )
+        own = {PREFIX + key: tensor for key, tensor in own.items()}
+        method, deltas = super().from_peft(view, config, {**own, **strange})
+        warn_of_lost_bias(view, deltas)
+        return method, deltas
 
     def check_options(self, config: Config) -> None:
         """Raise a ValueError for an option that is switched on and not supported."""
