@@ -42,7 +42,7 @@ from pedagogic_peft.files.peft import (
     split_prefix,
     split_trained_copies,
 )
-from pedagogic_peft.files.wrapped import own_biases, own_rows, peft_biases
+from pedagogic_peft.files.wrapped import own_biases, own_rows, peft_biases, warn_of_lost_bias
 from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter
 from pedagogic_peft.methods.dora import DoRA
@@ -184,7 +184,9 @@ class LoRACodec(Codec):
             config[self.own_key] = {name: getattr(method, name) for name in own}
         config = {k: v for k, v in config.items() if k not in BESIDE or v != BESIDE[k]}
         theirs = renamed(tensors_of(experts), wrapped(view, method.target_parameters))
-        return config, peft_biases(tensors, marked) | {PREFIX + k: t for k, t in theirs.items()}
+        warn_of_lost_bias(view, deltas)
+        tensors = peft_biases(tensors, marked, deltas)
+        return config, tensors | {PREFIX + key: tensor for key, tensor in theirs.items()}
 
     def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
         """Return the hyper-parameters and the filled deltas; raises as `Codec`."""
@@ -193,9 +195,10 @@ class LoRACodec(Codec):
         there = wrapped(view, parameters_meant(view, config))
         inner = renamed(inner, {path: own for own, path in there.items()})
         own = own_rows(view, config, own_biases(view, config, inner, self.marks(inner)))
-        return super().from_peft(
-            view, config, {PREFIX + key: t for key, t in own.items()} | strange
-        )
+        own = {PREFIX + key: tensor for key, tensor in own.items()}
+        method, deltas = super().from_peft(view, config, {**own, **strange})
+        warn_of_lost_bias(view, deltas)
+        return method, deltas
 
     def check_options(self, config: Config) -> None:
         """Raise a ValueError for an option that is switched on and not supported."""

@@ -163,9 +163,8 @@ def _checkpoint(view: View, named: Named, config: dict[str, Any]) -> Checkpoint:
         # Without an α, or with 0, these programs multiply by 1: α is the rank.
         alphas = {path: alphas.get(path) or float(r) for path, r in ranks.items()}
         common = Counter(alphas.values()).most_common(1)[0][0]
-        odd = sorted((p for p, alpha in alphas.items() if alpha != common), key=len, reverse=True)
-        config = {"r": next(iter(ranks.values())), "lora_alpha": common}
-        config["alpha_pattern"] = {re.escape(path): alphas[path] for path in odd}
+        odd = {f"^{re.escape(p)}": alpha for p, alpha in alphas.items() if alpha != common}
+        config = {"r": next(iter(ranks.values())), "lora_alpha": common, "alpha_pattern": odd}
     elif alphas:
         raise ValueError(f"The file says α twice: in {METADATA} and for {some(alphas)}")
     factors = {factor for _, factor in named}

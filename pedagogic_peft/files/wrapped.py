@@ -13,26 +13,28 @@ import torch
 from torch import Tensor
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.delta import Tensors, some
+from pedagogic_peft.core.delta import Deltas, Tensors, some
 from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import is_named
-from pedagogic_peft.files.peft import Config
+from pedagogic_peft.files.peft import PREFIX, Config
 from pedagogic_peft.methods.biases import WHICH, bias_owners
-from pedagogic_peft.methods.token_rows import input_embedding, tied_to
+from pedagogic_peft.methods.token_rows import HeadRows, TokenRows, input_embedding, tied_to
 
 ROWS = "token_adapter.trainable_tokens_delta"
 
 
-def peft_biases(tensors: Tensors, targets: Iterable[str]) -> dict[str, Tensor]:
+def peft_biases(tensors: Tensors, targets: Iterable[str], deltas: Deltas) -> dict[str, Tensor]:
     """Return the tensors with PEFT's names of trained biases.
 
     Args:
-        tensors: ``{path.name: tensor}``, where a trained bias is called ``trained_bias``.
-        targets: the paths of the LoRA's targets.
+        tensors: ``{prefixed path.name: tensor}``, where a trained bias is called ``trained_bias``.
+        targets: the prefixed paths of the LoRA's targets.
+        deltas: all of the adaptation, by path.
     """
-    tables = [path for path in tensors if path.endswith("." + ROWS)]
-    around = {path.removesuffix("." + ROWS): ".token_adapter.base_layer" for path in tables}
-    around |= dict.fromkeys(targets, ".base_layer")
+    around = dict.fromkeys(targets, ".base_layer")
+    for path, delta in deltas.items():
+        if any(isinstance(part, TokenRows) for part in delta.modules()):
+            around[PREFIX + path] = ".token_adapter.base_layer"
 
     def name(key: str) -> str:
         path = key.removesuffix(".trained_bias")
@@ -73,6 +75,19 @@ def own_biases(view: View, config: Config, tensors: Tensors, targets: Tensors) -
             raise ValueError(f"{key}: the checkpoint has two values of this bias")
         found[new] = tensor
     return found
+
+
+def warn_of_lost_bias(view: View, deltas: Deltas) -> None:
+    """Warn of an output embedding with a bias whose rows are trained: there PEFT leaves out the bias."""
+    for path, delta in deltas.items():
+        bias = view.modules[path]._parameters.get("bias")
+        if (
+            bias is not None
+            and bias.any()
+            and any(isinstance(d, HeadRows) for d in delta.modules())
+        ):
+            what = f"PEFT computes {path!r} without its bias, because rows of it are trained"
+            validation.warn(f"{what}; this library with it, so the two differ by the bias")
 
 
 def own_rows(view: View, config: Config, tensors: Tensors) -> Tensors:

@@ -113,4 +113,6 @@ def bias_owners(view: View, which: str, targets: Iterable[str], without: Names) 
         found += fitting
     if not found:
         return {}
-    return BitFit(target_modules="|".join(map(re.escape, found))).targets(view, without)
+    # BitFit's own checks of them all: that the model calls the module, and what it does with the bias.
+    checked = BitFit(target_modules="|".join(map(re.escape, found))).build(view)
+    return {path: view.modules[path] for path in checked}

@@ -1,9 +1,11 @@
 """What a LoRA file of PEFT may hold beside A and B: biases, and rows of the vocabulary; both ways."""
 
+import copy
 import json
 
 import pytest
 import torch
+import transformers as hf
 from helpers.models import build, logits, randomise
 from safetensors.torch import load_file
 
@@ -107,6 +109,26 @@ def test_starts_that_leave_the_base_alone_are_read(tmp_path):
         theirs = theirs_of("llama", init_lora_weights=start)
         theirs.save_pretrained(tmp_path / str(start))
         same(load(build("llama"), tmp_path / str(start)), theirs, "llama")
+
+
+def test_a_head_with_a_bias_keeps_it_and_that_pefts_does_not_is_said(tmp_path):
+    sizes = dict(vocab_size=60, hidden_size=16, intermediate_size=16, num_attention_heads=2)
+    torch.manual_seed(0)
+    base = hf.BertForMaskedLM(hf.BertConfig(num_hidden_layers=1, **sizes)).eval()
+    torch.nn.init.normal_(base.cls.predictions.bias)
+    ids = torch.tensor([[5, 7, 3, 9]])
+    model = attach(copy.deepcopy(base), LoRA(r=2, trainable_token_indices=[7], bias="all"))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, base(ids).logits)
+        randomise(model)
+        with pytest.warns(UserWarning, match="PEFT computes 'cls.predictions.decoder' without"):
+            save(model, tmp_path)
+        with pytest.warns(UserWarning, match="PEFT computes 'cls.predictions.decoder' without"):
+            again = load(copy.deepcopy(base), tmp_path)
+        assert torch.equal(model(ids).logits, again(ids).logits)
+        theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+        b = theirs.get_base_model().cls.predictions.bias
+        torch.testing.assert_close(theirs(ids).logits + b, again(ids).logits)
 
 
 def test_how_a_converted_file_began_is_of_no_matter(tmp_path):

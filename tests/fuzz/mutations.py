@@ -55,7 +55,8 @@ KEYS = """peft_type target_modules modules_to_save exclude_modules layers_to_tra
     lora_alpha rank_pattern alpha_pattern use_rslora use_dora bias init_lora_weights fan_in_fan_out
     num_virtual_tokens token_dim encoder_hidden_size prefix_projection num_layers projection_prng_key
     save_projection d_initial feedforward_modules init_r target_r task_type rank adapter_len
-    adapter_layers reduction_factor non_linearity scaling leave_out phm_dim name config""".split()
+    adapter_layers reduction_factor non_linearity scaling leave_out phm_dim name config
+    trainable_token_indices lora_bias ensure_weight_tying""".split()
 DTYPES = [
     "F32",
     "F16",
