@@ -26,6 +26,9 @@ from pedagogic_peft.methods.lora import LoRALinear, check_patterns, look_up
 class Products(Method, abstract=True):
     """The hyper-parameters that LoHa and LoKr share: changes of a weight that are products.
 
+    Hugging Face PEFT has both for linear maps and convolutions: here they are for linear maps, and for
+    GPT-2's `Conv1D`, whose checkpoints PEFT cannot read.
+
     Args:
         r: the rank, at least 1.
         alpha: α, the numerator of the scaling α / r; greater than 0.

@@ -29,6 +29,9 @@ def check_terms(what: str, value: Any) -> Any:
 class OFT(Method):
     """The hyper-parameters of an OFT adaptation, with Hugging Face PEFT's names and defaults.
 
+    PEFT cannot read a checkpoint for GPT-2's `Conv1D`, because it has no OFT there. Its constrained variant
+    (``coft``) and its OFT of embeddings and convolutions are not here.
+
     Args:
         r: n, the number of blocks; 0 if `oft_block_size` says it.
         oft_block_size: k, the size of a block; 0 if r says it. What does not divide d_in is replaced by
@@ -48,7 +51,7 @@ class OFT(Method):
             or both 0; the message names it.
     """
 
-    peft = Peft("OFT", tensor=r"oft_R\.weight", ignored="eps init_weights peft_version")
+    peft = Peft("OFT", tensor=r"oft_R\.weight", ignored="eps init_weights")
 
     r: int = field(0, validation.whole)
     oft_block_size: int = field(32, validation.whole)
@@ -100,7 +103,7 @@ class OFTLinear(Delta):
         entries = self.oft_R["weight"].float()
         rows, columns = torch.triu_indices(self.k, self.k, 1, device=entries.device)
         upper = entries.new_zeros(len(entries), self.k, self.k)
-        upper = upper.index_put((torch.arange(len(entries))[:, None], rows, columns), entries)
+        upper[:, rows, columns] = entries
         with torch.autocast(entries.device.type, enabled=False):
             R = cayley(upper - upper.mT, self.terms).expand(self.n, -1, -1)
         if self.training and self.dropout:

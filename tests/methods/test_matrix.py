@@ -97,5 +97,5 @@ def test_a_fresh_process_loads_identical_logits(method, architecture, reloaded):
 def test_every_public_method_is_in_the_matrix():
     exported = (getattr(pedagogic_peft, name) for name in pedagogic_peft.__all__)
     methods = {x for x in exported if isinstance(x, type) and issubclass(x, Method)}
-    assert len(methods) >= 14
+    assert len(methods) >= 19
     assert not methods - {type(case.method) for case in CASES.values()}, "tests/helpers/methods.py"
