@@ -11,6 +11,7 @@ Shapes: query (batch, heads, q, d); key and value (batch, KV heads, k, d); mask 
 heads, q, k), boolean (True: may look) or added to the scores; the output (batch, q, heads, d).
 """
 
+import re
 from functools import partial
 from typing import Any
 
@@ -19,9 +20,21 @@ from torch import Tensor, nn
 from pedagogic_peft.core.architectures import ROLES, model_type, modules_in_role, roles_of
 from pedagogic_peft.core.delta import Attend, Delta
 from pedagogic_peft.core.sites import Adaptations, Modules, View
-from pedagogic_peft.core.targets import find_targets
+from pedagogic_peft.core.targets import find_targets, is_linear, sizes
 
 NAME = "pedagogic_peft"
+
+# CTRL's positions are no module's, to be shifted; Inkling's queries have a bias of their own for each
+# position; DiffLlama's attention function gets half an attention at a time.
+OTHER = "ctrl diffllama inkling_mm_model inkling_text".split()
+
+# What architectures call the size of a head, the maps of keys and values, and one map of all three.
+SIZES = "head_dim attention_head_size head_size key_value_proj_dim".split()
+KEYS_VALUES = re.compile(
+    r"(qkv_proj\.)?([kv]_proj|key|value|(key|value)_proj|[kv]_lin|[kv])(\.linear)?"
+)
+FUSED = re.compile(r"c_attn|query_key_value|qkv_proj|Wqkv|qkv")
+CROSS = re.compile(r"cross_?att|encoder_attn|EncDecAtt", re.IGNORECASE)  # looks at another text
 
 
 def attention(
@@ -39,9 +52,8 @@ def attention(
 def check_can_take_over(model: Any) -> None:
     """Raise a ValueError if the model's attention cannot be `attention`."""
     can = hasattr(model, "set_attn_implementation") and model._can_set_attn_implementation()
-    usual = hasattr(getattr(model, "config", None), "num_attention_heads")  # not of two kinds
-    # DiffLlama's function gets half an attention at a time; CTRL's positions are no module's, to be shifted.
-    if not (can and usual and model._supports_sdpa) or model_type(model) in ("ctrl", "diffllama"):
+    usual = _has_heads(getattr(model, "config", None)) and model_type(model) not in OTHER
+    if not (can and usual and model._supports_sdpa):
         what = f"{type(model).__name__} does not compute its attention by transformers' interface"
         raise ValueError(f"{what} and SDPA, where prefixes and LLaMA-Adapter act")
     if (found := model.config._attn_implementation) not in ("sdpa", "eager", NAME):
@@ -84,24 +96,50 @@ def is_attention(module: nn.Module) -> bool:
 def find_attentions(view: View) -> Modules:
     """Return ``{path: attention module}`` of all self-attentions.
 
-    In encoder-decoders these are the decoder's, as in Hugging Face PEFT. In a decoder or encoder
-    without a row in `ROLES`, every module that transformers marks as an attention is one.
+    In encoder-decoders these are the decoder's, as in Hugging Face PEFT. In an architecture without a
+    row in `ROLES`, every module that transformers marks as an attention is one, unless its name says
+    that it looks at another text.
 
     Raises:
-        ValueError: there is none; an encoder-decoder without a row.
+        ValueError: there is none.
     """
     model: Any = view.model
-    if model.config.is_encoder_decoder:
-        found = modules_in_role(view, roles_of(model).attention)
-        return {p: m for p, m in found.items() if "decoder." in p and "EncDec" not in p}
     if model_type(model) in ROLES:
-        return modules_in_role(view, roles_of(model).attention)
-    return find_targets(view, ".*", is_attention)
+        found = modules_in_role(view, roles_of(model).attention)
+    else:
+        found = find_targets(view, ".*", is_attention)
+    of = "decoder." if model.config.is_encoder_decoder else ""
+    return {p: m for p, m in found.items() if of in p and not CROSS.search(p)}
 
 
-def heads_and_size(model: Any) -> tuple[int, int]:
-    """Return how many heads the keys and values have (under GQA fewer than queries), and their size."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
-    return heads, size or config.hidden_size // config.num_attention_heads
+def heads_and_size(view: View, path: str) -> tuple[int, int]:
+    """Return how many heads keys and values have (under GQA fewer than queries), and their size.
+
+    Layers may differ, so the module's own maps say it, not the model's configuration.
+
+    Raises:
+        ValueError: it makes its keys and values otherwise, for example out of latent vectors.
+    """
+    model: Any = view.model
+    module: Any = view.modules[path]
+    inner = {p: m for p, m in view.modules.items() if p.startswith(f"{path}.") and is_linear(m)}
+    widths = {p.removeprefix(f"{path}."): sizes(m)[1] for p, m in inner.items()}
+    size = next((getattr(module, name) for name in SIZES if hasattr(module, name)), 0)
+    found = {width for name, width in widths.items() if KEYS_VALUES.fullmatch(name)}
+    for width in (width for name, width in widths.items() if FUSED.fullmatch(name)):
+        queries = getattr(module, "num_heads", None) or model.config.num_attention_heads
+        found.add((width - queries * size) // 2)
+    if not size or len(found) != 1 or (width := found.pop()) < size or width % size:
+        what = (
+            f"{path} ({type(module).__name__}) does not make its keys and values by linear maps of"
+        )
+        raise ValueError(f"{what} one width: prefixes and LLaMA-Adapter have no shape there")
+    return width // size, size
+
+
+def _has_heads(config: Any) -> bool:
+    """Tell whether a configuration is of one kind of layers; composed ones have no number of heads."""
+    try:
+        return hasattr(config, "num_attention_heads")
+    except RuntimeError:  # transformers': it is another one in each layer
+        return True

@@ -86,8 +86,8 @@ class Batched:
     Attributes:
         key: deltas with equal ``key(delta)`` are served in one go.
         serve: called with each row's delta, returns what does the work of all: in a site a function
-            of x and y, beside a module an object with ``enter`` and ``leave`` (then the delta is None
-            for a row without).
+            of x and y, beside a module an object with ``enter`` and ``leave``, beside an attention
+            also ``attend`` (then the delta is None for a row without).
     """
 
     key: Callable[[Any], Any]

@@ -126,6 +126,8 @@ class Site(Place):
         Several rows of x may belong to one entry of ``rows`` (beams, flattened tokens): then they
         follow each other.
         """
+        if len(x) == 1 and not x.is_floating_point():  # positions that all rows share
+            x = x.expand(len(rows), *x.shape[1:])
         if len(x) % len(rows):
             raise ValueError(f"A batch of {len(x)} rows, but activate named {len(rows)}")
         groups = self.groups(rows, len(x) // len(rows))
@@ -187,13 +189,15 @@ class Hooks(Place):
         module.hooks = self
 
     def running(self) -> list[Any]:
-        """As in any place; for rows of different adaptations, the one delta that serves them all."""
+        """As in any place; for rows of different adaptations, what serves all of them, by kinds."""
         deltas: dict[Any, Any] = dict(self.deltas.items())
         rows = [deltas.get(name) for name in self.adaptations.rows]
-        first = next((delta for delta in rows if delta is not None), None)
-        if first is None or not self.computed:
+        how = [BATCHED[type(delta)].serve if delta is not None else None for delta in rows]
+        if not any(how) or not self.computed:
             return super().running()
-        return [BATCHED[type(first)].serve(rows)]
+        kinds = [serve for serve in dict.fromkeys(how) if serve]
+        pairs = list(zip(rows, how, strict=True))
+        return [kind([delta if own is kind else None for delta, own in pairs]) for kind in kinds]
 
     def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Let each running delta change the arguments of the module."""

@@ -122,9 +122,9 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
         The same model.
 
     Raises:
-        ValueError: the model has no such adaptation; names and rows together; rows of prefix
-            tuning or LLaMA-Adapter, which act on a whole batch, or of what sits where the rows of a
-            batch are not in order: in mixed experts, and in models that put the tokens first.
+        ValueError: the model has no such adaptation; names and rows together; rows of what sits
+            where the rows of a batch are not in order: in mixed experts, and in models that put the
+            tokens first.
             (The forward pass raises a TypeError at a module with more inputs than one.)
         RuntimeError: an adaptation is merged.
     """

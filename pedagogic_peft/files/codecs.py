@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pedagogic_peft.core import attention, validation
-from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, tensors_of
+from pedagogic_peft.core import validation
+from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors, own_deltas, some, tensors_of
 from pedagogic_peft.core.method import Method
 from pedagogic_peft.core.sites import View
-from pedagogic_peft.core.targets import Names, find_modules, is_conv1d, shortest_names
+from pedagogic_peft.core.targets import find_modules, is_conv1d, shortest_names
 from pedagogic_peft.files.peft import (
     PREFIX,
     TABLE,
@@ -274,13 +274,15 @@ class PromptCodec(Codec):
         found = self.hyper_parameters(view, config, {})
         method: Method = self.kind(**found | ({} if network else self.plain))
         deltas = method.build(view)
-        own = network or self.split(view.model, config, P[:n], list(_prompts(deltas)))
+        own = network or self.split(view.model, config, P[:n], _prompts(deltas))
         load_tensors(deltas, {**own, **copies})
         return method, deltas
 
-    def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
+    def split(
+        self, model: Any, config: Config, P: Tensor, prompts: dict[str, Any]
+    ) -> dict[str, Tensor]:
         """Return the deltas' own tensors ``{path.key: tensor}`` from a checkpoint's P."""
-        return {f"{paths[0]}.prompt_embeddings": P}
+        return {f"{path}.prompt_embeddings": P for path in prompts}
 
 
 class PTuningCodec(PromptCodec):
@@ -290,44 +292,76 @@ class PTuningCodec(PromptCodec):
 
 
 class PrefixCodec(PromptCodec):
-    """One row of P holds the keys and values of all layers for one virtual token."""
+    """One row of P holds the keys and values of all layers for one virtual token.
+
+    To PEFT all layers are of one shape, (heads, size); smaller ones use a corner of it (Gemma 4). In an
+    encoder-decoder its layer l uses entry 2 l of the M in the file, modulo M.
+    """
 
     plain: ClassVar = {"prefix_projection": False}
 
     def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors: keys and values, and for us the network as well.
 
-        What PEFT cannot compute (other targets, positions not shifted, encoder-decoders: see
-        `split`) has a tensor of another name than PEFT reads, so that PEFT refuses the file.
+        What PEFT cannot compute has a tensor of another name than PEFT reads, so that it refuses the
+        file: other targets, positions not shifted, layers without attention, layers of several shapes
+        in other models than Gemma 4.
         """
         model: Any = view.model
         config, tensors = super().to_peft(view, method, deltas)
-        heads, size = attention.heads_and_size(model)
-        layers = config["token_dim"] // (2 * heads * size)
-        config |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
+        prompts: dict[str, Any] = _prompts(deltas)
+        shapes = [delta.shape for delta in prompts.values()]
+        _, _, heads, size = map(max, zip(*shapes, strict=True))
+        numbers = [getattr(view.modules[p], "layer_idx", i) for i, p in enumerate(prompts)]
+        alike = len(set(shapes)) == 1 or "gemma4" in model.config.model_type
+        to_all = alike and numbers == list(range(len(shapes)))
+        known = to_all and method.shift_positions and not method.target_modules
+        layers = []
+        for delta in prompts.values():
+            KV = delta.keys_and_values()  # (n, 2, heads of this layer, size in this layer)
+            layers.append(F.pad(KV, (0, size - KV.shape[3], 0, heads - KV.shape[2])))
+            if known and model.config.is_encoder_decoder:
+                layers.append(torch.zeros_like(layers[-1]))  # an entry that PEFT does not use
+                config["num_transformer_submodules"] = 2
+        sizes = {"num_attention_heads": heads, "token_dim": heads * size}
+        config |= {"num_layers": len(layers), **sizes}
         config["init_weights"] = "zero" if method.init_weights == "zero" else None
-        if method.target_modules or not method.shift_positions or model.config.is_encoder_decoder:
-            tensors["prefix"] = tensors.pop("prompt_embeddings")
-        else:
-            del config["target_modules"], config["shift_positions"]  # PEFT knows no such keys
-        return config, tensors
+        del tensors["prompt_embeddings"]
+        P = torch.stack(layers, dim=1).flatten(1)
+        if not known:
+            return config, tensors | {"prefix": P}
+        del config["target_modules"], config["shift_positions"]  # PEFT knows no such keys
+        return config, tensors | {"prompt_embeddings": P}
 
-    def split(self, model: Any, config: Config, P: Tensor, paths: Names) -> dict[str, Tensor]:
+    def split(
+        self, model: Any, config: Config, P: Tensor, prompts: dict[str, Any]
+    ) -> dict[str, Tensor]:
         """Return the layers' keys and values.
-
-        In an encoder-decoder of L layers PEFT gives layer l the keys and values of layer 2 l modulo
-        L, so its files are read like that; as L is mostly even, it could not read ours.
 
         Raises:
             ValueError: the model has layers of another number or size.
         """
-        (heads, size), L = attention.heads_and_size(model), len(paths)
-        if P.shape[1] != L * 2 * heads * size:
+        shapes = [delta.shape for delta in prompts.values()]
+        _, _, heads, size = map(max, zip(*shapes, strict=True))
+        if len(set(shapes)) > 1:  # PEFT may have taken room for more than the largest of ours
+            heads = config["num_attention_heads"]
+            size = config["token_dim"] // heads
+        L, M = len(shapes), P.shape[1] / (2 * heads * size)
+        halves = model.config.is_encoder_decoder and "shift_positions" not in config
+        if (M < L or M % 1) if halves else M != L:
             what = f"The prefix has {P.shape[1]} numbers for each virtual token; this model has"
             raise ValueError(f"{what} {L} layers * 2 * {heads} heads * {size}")
-        layers = P.reshape(len(P), L, 2, heads, size).unbind(1)
-        step = 2 if model.config.is_encoder_decoder and "shift_positions" not in config else 1
-        return {f"{path}.prefix": layers[step * l % L] for l, path in enumerate(paths)}
+        if small := [
+            path for path, (*_, h, d) in zip(prompts, shapes, strict=True) if h > heads or d > size
+        ]:
+            raise ValueError(f"The prefix of {heads} heads * {size} leaves out {some(small)}")
+        layers, found = P.reshape(len(P), int(M), 2, heads, size).unbind(1), {}
+        first: dict[Any, int] = {}
+        for l, (path, delta) in enumerate(prompts.items()):
+            l = first.setdefault(delta, l)  # two layers may have one prefix
+            own = layers[2 * l % int(M) if halves else l]
+            found[f"{path}.prefix"] = own[..., : delta.shape[2], : delta.shape[3]]
+        return found
 
 
 CODECS: dict[type[Method], type[Codec]] = {

@@ -65,9 +65,11 @@ class LlamaAdapter(Method):
         model: Any = view.model
         names = roles_of(model).key, roles_of(model).value
         maps = modules_in_role(view, *names)
-        heads, keys = model.config.num_attention_heads, attention.heads_and_size(model)
-        widths = {path: sizes(maps[f"{path}.{names[0]}"])[0] for path in places}
-        return {p: GatedPrompt(self.adapter_len, d, heads, keys, names) for p, d in widths.items()}
+        heads, deltas = model.config.num_attention_heads, Deltas()
+        for path in places:
+            width, keys = sizes(maps[f"{path}.{names[0]}"])[0], attention.heads_and_size(view, path)
+            deltas[path] = GatedPrompt(self.adapter_len, width, heads, keys, names)
+        return deltas
 
 
 class GatedPrompt(AttentionDelta):
@@ -90,10 +92,13 @@ class GatedPrompt(AttentionDelta):
         self.gate = nn.Parameter(torch.zeros(heads))
         self.keys, self.maps = keys, maps
 
-    def keys_and_values(self, module: nn.Module, dtype: torch.dtype) -> list[Tensor]:
-        """Return two tensors (1, heads of the keys, n, size), by the maps as they are adapted."""
-        prompt, (heads, size) = self.prompt.to(dtype)[None], self.keys  # (1, n, width)
-        K, V = (module.get_submodule(name)(prompt) for name in self.maps)
+    def keys_and_values(self, module: nn.Module, P: Tensor) -> list[Tensor]:
+        """Return those of prompts P (b, n, width), by the maps as they are adapted.
+
+        They are two tensors (b, heads of the keys, n, size).
+        """
+        heads, size = self.keys
+        K, V = (module.get_submodule(name)(P) for name in self.maps)
         if self.maps[0] == self.maps[1]:
             K, V = K[..., -2 * heads * size : -heads * size], V[..., -heads * size :]
         return [x.unflatten(-1, (heads, size)).transpose(1, 2) for x in (K, V)]
@@ -103,9 +108,24 @@ class GatedPrompt(AttentionDelta):
     ) -> tuple[Tensor, Tensor | None]:
         """Add what the queries find in the prompt, behind the gates."""
         y, weights = run(module, Q, K, V, mask, **kwargs)  # y: (batch, q, heads, size)
-        K, V = self.keys_and_values(module, Q.dtype)
+        gate, scale = self.gate[:, None, None], kwargs.get("scaling")
+        return y + self.found(module, self.prompt[None], gate, Q, scale=scale), weights
+
+    def found(
+        self, module: nn.Module, P: Tensor, gate: Tensor, Q: Tensor, **options: Any
+    ) -> Tensor:
+        """Return what the queries find in prompts, behind gates: (batch, q, heads, size).
+
+        Args:
+            module: the attention.
+            P: prompts (b, n, width), each for as many rows of the batch as b goes into it.
+            gate: (heads, 1, 1) or (batch, heads, 1, 1).
+            Q: the queries (batch, heads, q, size).
+            **options: of torch's `scaled_dot_product_attention`.
+        """
+        K, V = self.keys_and_values(module, P.to(Q.dtype))
         repeats = Q.shape[1] // K.shape[1]  # GQA: several queries' heads share keys
-        K, V = (x.repeat_interleave(repeats, 1).expand(len(Q), -1, -1, -1) for x in (K, V))
-        found = F.scaled_dot_product_attention(Q, K, V, scale=kwargs.get("scaling"))
-        gate = torch.tanh(self.gate)[:, None, None].to(y.dtype)
-        return y + (gate * found).transpose(1, 2), weights
+        K, V = (x.repeat_interleave(repeats, 1)[:, None] for x in (K, V))
+        K, V = (x.expand(-1, len(Q) // len(P), -1, -1, -1).flatten(0, 1) for x in (K, V))
+        found = F.scaled_dot_product_attention(Q, K, V, **options)
+        return (torch.tanh(gate).to(Q.dtype) * found).transpose(1, 2)

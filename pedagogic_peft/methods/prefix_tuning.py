@@ -10,6 +10,8 @@ encoders and for classification the same method is P-tuning v2 (Liu et al. 2022,
 The delta stands beside the attention module and acts in its attention function (see `attention.py`).
 """
 
+import inspect
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -82,23 +84,40 @@ class PrefixTuning(Method):
         return super().targets(view, without)
 
     def deltas(self, view: View, places: Modules) -> Deltas:
-        """Return ``{path: delta}``: the prefixes, and the shifts of positions."""
+        """Return ``{path: delta}``: the prefixes, and the shifts of positions.
+
+        A layer that reads another layer's keys and values (Gemma 4's last ones) has that one's prefix.
+
+        Raises:
+            ValueError: a prefix has no shape at an attention, or positions cannot be shifted.
+        """
         model: Any = view.model
-        (heads, size), n = attention.heads_and_size(model), self.num_virtual_tokens
+        n, dim = (
+            self.num_virtual_tokens,
+            math.prod(attention.heads_and_size(view, next(iter(places)))),
+        )
         width = self.encoder_hidden_size or model.config.hidden_size
-        network = PrefixNetwork(n, heads * size, width) if self.prefix_projection else None
+        network = PrefixNetwork(n, dim, width) if self.prefix_projection else None
         deltas: Deltas = {}
+        latest: dict[Any, Prefix] = {}  # of the layers of one type
         table = None  # T5: the first layer's table of position biases serves all layers of a stack
+        stack = "decoder." if model.config.is_encoder_decoder else ""
         for path, module in view.modules.items():
+            kind, reads = (
+                getattr(module, key, None) for key in ("layer_type", "is_kv_shared_layer")
+            )
             if self.shift_positions and hasattr(module, "relative_attention_bias"):
                 table = module
-            if path in places:
-                own_table = None if "EncDec" in path else table
-                deltas[path] = Prefix((n, 2, heads, size), self.init_weights, network, own_table)
-            if self.shift_positions and POSITIONS.fullmatch(path):
+            if path in places and reads and kind in latest:
+                deltas[path] = latest[kind]
+            elif path in places:
+                own_table = None if attention.CROSS.search(path) else table
+                shape = (n, 2, *attention.heads_and_size(view, path))
+                deltas[path] = latest[kind] = Prefix(shape, self.init_weights, network, own_table)
+            if self.shift_positions and stack in path and POSITIONS.fullmatch(path):
                 deltas[path] = PositionShift(module, n, position_limit(view))
-        if network is not None:
-            deltas[next(iter(places))].network = network  # registered once
+        for prefix in list(latest.values())[:1]:
+            prefix.saves_network = True
         return deltas
 
 
@@ -134,13 +153,16 @@ class Prefix(AttentionDelta):
         init: "normal" or "zero".
         network: makes the keys and values, with this layer's own last linear map; None trains them.
         table: T5's attention module that has the position biases; None for a bias of zero.
+
+    Attributes:
+        saves_network: whether the network, which all layers share, is in this one's checkpoint.
     """
 
     def __init__(
         self, shape: tuple[int, int, int, int], init: str, network: PrefixNetwork | None, table: Any
     ):
         super().__init__()
-        self.shape, self.shared, self.table = shape, (network,), (table,)  # tuples: no children
+        self.shape, self.table, self.saves_network = shape, (table,), False  # a tuple: no child
         if network is None:
             self.prefix = nn.Parameter(0.02 * torch.randn(shape))
         else:
@@ -148,6 +170,12 @@ class Prefix(AttentionDelta):
         if init == "zero":
             for parameter in self.parameters():
                 nn.init.zeros_(parameter)
+        self.network = network
+
+    def to_checkpoint(self) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint; the network's are in one layer's."""
+        own = self.state_dict().items()
+        return {k: t for k, t in own if self.saves_network or not k.startswith("network.")}
 
     def prompt(self) -> Tensor:
         """Return keys and values as in a checkpoint: (n, 2 * heads * size)."""
@@ -155,35 +183,68 @@ class Prefix(AttentionDelta):
 
     def keys_and_values(self) -> Tensor:
         """Return (n, 2, heads, size)."""
-        network = self.shared[0]
+        network = self.network
         return self.prefix if network is None else self.up(network()).view(self.shape)
 
     def attend(
         self, run: Attend, module: Any, Q: Tensor, K: Tensor, V: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Put the prefix in front of keys and values, where every query sees it.
+        """Put the prefix in front of keys and values, where every query sees it."""
+        P, table = self.keys_and_values()[None], self.table[0]
+        return attend_to(P, None, table, run, module, Q, K, V, mask, **kwargs)
 
-        Where attention has a sliding window, each sees as much of it as of n tokens before the text.
-        """
-        # (n, 2, heads, size) -> (2, batch, heads, n, size)
-        P = self.keys_and_values().to(K).permute(1, 2, 0, 3)[:, None].expand(-1, len(K), -1, -1, -1)
-        n, q, k = self.shape[0], Q.shape[2], K.shape[2]
-        given = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if given is None else given
-        window = causal and kwargs.get("sliding_window") or n + k
-        if mask is None and (causal and q > 1 or n + k > window):  # SDPA's own would have no prefix
-            mask = torch.ones(1, 1, q, k, dtype=torch.bool, device=K.device).tril(k - q)
-        if mask is not None:
-            seen = torch.ones(mask.shape[-2], n, device=K.device).triu(n + k - q - window + 1)
-            seen = seen.bool() if mask.dtype == torch.bool else seen.log().to(mask)
-            mask = torch.cat([seen.expand(*mask.shape[:-1], n), mask], dim=-1)
-        bias, table = kwargs.get("position_bias"), self.table[0]
-        if bias is not None:  # T5: (1, heads, q, k)
-            own = bias.new_zeros(1, bias.shape[1], q, n)
-            if table is not None:
-                own = table.compute_bias(q, n, K.device, past_seen_tokens=n + k - q).to(bias)
-            kwargs["position_bias"] = torch.cat([own, bias], dim=-1)
-        return run(module, Q, torch.cat([P[0], K], 2), torch.cat([P[1], V], 2), mask, **kwargs)
+
+def attend_to(
+    P: Tensor, real: Tensor | None, table: Any, run: Attend, module: Any, *QKV: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Return what ``run`` returns with P in front of keys and values, where every query sees it.
+
+    Where attention has a sliding window, each sees as much of it as of n tokens before the text.
+
+    Args:
+        P: (batch, n, 2, heads, size), or (1, ...) for all rows.
+        real: (batch, n), False where P is filler; None where nothing is.
+        table: as in `Prefix`.
+        run, module, *QKV, **kwargs: as in `attention`; QKV ends with the mask.
+    """
+    Q, K, V, mask = QKV
+    # -> (2, batch, heads, n, size)
+    P = P.to(K).permute(2, 0, 3, 1, 4).expand(-1, len(K), -1, -1, -1)
+    n, q, k = P.shape[3], Q.shape[2], K.shape[2]
+    given, bias = kwargs.get("is_causal"), kwargs.get("position_bias")
+    causal = getattr(module, "is_causal", True) if given is None else given
+    window = causal and kwargs.get("sliding_window") or n + k
+    if mask is None and (causal and q > 1 or n + k > window or real is not None):
+        mask = torch.ones(1, 1, q, k, dtype=torch.bool, device=K.device)  # SDPA's has no prefix
+        mask = mask.tril() if causal and q > 1 else mask
+    if mask is not None:
+        seen = torch.ones(1, 1, mask.shape[-2], n, dtype=torch.bool, device=K.device)
+        if n + k > window:
+            distance = own_keys(mask)[:, None] + n - torch.arange(n, device=K.device)
+            seen = seen & (distance < window)
+        if real is not None:
+            seen = seen & real[:, None, None]
+        seen = seen if mask.dtype == torch.bool else seen.log().to(mask)
+        rows = torch.broadcast_shapes(mask.shape[:-1], seen.shape[:-1])
+        mask = torch.cat([seen.expand(*rows, n), mask.expand(*rows, k)], dim=-1)
+    if bias is not None:  # T5: (1, heads, q, k)
+        own = bias.new_zeros(1, bias.shape[1], q, n)
+        if table is not None:
+            device = table.relative_attention_bias.weight.device
+            past = own_keys(mask[..., n:])[0].to(device) if causal and mask is not None else k - q
+            own = table.compute_bias(q, n, device, past_seen_tokens=n + past).to(bias)
+        kwargs["position_bias"] = torch.cat([own, bias], dim=-1)
+    return run(module, Q, torch.cat([P[0], K], 2), torch.cat([P[1], V], 2), mask, **kwargs)
+
+
+def own_keys(mask: Tensor) -> Tensor:
+    """Return where in the keys each query's own is, (q,): the last it sees, by a causal mask.
+
+    A static cache has empty places behind it.
+    """
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    place = torch.arange(mask.shape[-1], device=mask.device)
+    return (seen * place).amax(-1).flatten(0, -2).amax(0)  # over the rows, which may be padded
 
 
 class PositionShift(Delta):
@@ -193,12 +254,18 @@ class PositionShift(Delta):
         module: that module. Beside a plain table it is a delta of a `Site`, for LoRA may sit there too.
         n: how many positions the prefix takes.
         limit: how many positions the model has, if it is limited.
+
+    Raises:
+        ValueError: the module makes positions of its own.
     """
 
     def __init__(self, module: nn.Module, n: int, limit: int | None):
         super().__init__()
         self.beside = type(module).forward is not nn.Embedding.forward
         self.n, self.limit = n, limit
+        if self.beside and "position_ids" not in inspect.signature(module.forward).parameters:
+            what = f"{type(module).__name__} makes positions of its own, which cannot be shifted"
+            raise ValueError(f"{what}: shift_positions=False leaves them as they are")
 
     def before(self, positions: Tensor) -> Tensor:
         """Return the positions, (..., tokens), moved by n."""
