@@ -20,6 +20,7 @@ from pedagogic_peft.core.verbs import (
     merge,
     unmerge,
 )
+from pedagogic_peft.course.attention import attention_shares
 from pedagogic_peft.course.models import load_base
 from pedagogic_peft.files.adapterhub import load_adapterhub
 from pedagogic_peft.files.checkpoint import load, save
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 __all__ = ["LoRA", "DoRA", "PiSSA", "VeRA", "AdaLoRA", "AdaLoRABudget", "lora_plus_groups"]
 __all__ += ["BottleneckAdapter", "Compacter", "AdapterFusion", "load_adapterhub", "IA3", "BitFit"]
 __all__ += ["PromptTuning", "PTuning", "PrefixTuning", "PTuningV2", "LlamaAdapter"]
+__all__ += ["attention_shares"]
 __all__ += ["load_base", "quantize_nf4", "dequantize_nf4", "count_parameters", "model_bytes"]
 __all__ += ["attach", "detach", "activate", "disabled", "adapter_drop", "merge", "unmerge"]
 __all__ += ["average", "save", "load", "train"]

@@ -41,12 +41,18 @@ def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Run SDPA with each running delta of the module's hooks around it, the first innermost."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
 
-    run: Attend = sdpa_attention_forward
+    return through(sdpa, module, query, key, value, attention_mask, **kwargs)
+
+
+def through(
+    run: Attend, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Run the attention function ``run`` as `attention` runs SDPA."""
     for delta in module.hooks.running() if "hooks" in module._modules else ():
         run = partial(delta.attend, run)
-    return run(module, query, key, value, attention_mask, **kwargs)
+    return run(module, query, key, value, mask, **kwargs)
 
 
 def check_can_take_over(model: Any) -> None:

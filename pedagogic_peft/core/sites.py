@@ -148,8 +148,7 @@ class Site(Place):
 
         Different deltas that are alike, by their entry in `BATCHED`, are one.
         """
-        there = self.deltas
-        deltas: dict[Any, nn.Module] = {n: there[n] for n in set(rows) if n and n in there}
+        deltas: dict[Any, Any] = {n: d for n, d in self.deltas.items() if n in rows}
         keys = {name: key_of(delta) for name, delta in deltas.items()}
         found: dict[Any, list[int]] = {}
         for i, name in enumerate(rows):

@@ -3,4 +3,5 @@
 Uses `core` only. Used by `files`, `training` and `course`. A new method is a new file here.
 """
 
-from pedagogic_peft.methods import rows as rows  # says which deltas serve rows of a batch
+from pedagogic_peft.methods import attention_rows as attention_rows  # these two say which
+from pedagogic_peft.methods import rows as rows  # deltas serve rows of a batch

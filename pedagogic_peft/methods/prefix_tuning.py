@@ -13,8 +13,8 @@ The delta stands beside the attention module and acts in its attention function 
 import inspect
 import math
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,23 @@ from pedagogic_peft.core.delta import Args, Attend, Delta, Deltas, Kwargs
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View, by_name
 from pedagogic_peft.core.targets import Targets
-from pedagogic_peft.methods.prompt_tuning import SIZES, check_fits, position_limit
+from pedagogic_peft.methods.prompt_tuning import (
+    SIZES,
+    check_fits,
+    embedding_of,
+    position_limit,
+    token_ids,
+)
+from pedagogic_peft.methods.watching import keys_and_values
 
 # The modules that turn positions into vectors or angles.
 POSITIONS = re.compile(r"(.*\.)?(wpe|position_embeddings|embed_positions|rotary_emb)")
+
+
+def check_ids(what: str, value: Any) -> Any:
+    """Return token ids as a tuple."""
+    good = value and not isinstance(value, str) and all(isinstance(i, int) for i in value)
+    return tuple(validation.expect(good, what, value, "a list of token ids"))
 
 
 def check_start(what: str, value: Any) -> Any:
@@ -50,6 +63,10 @@ class PrefixTuning(Method):
         encoder_hidden_size: width of that network; None means the model's width.
         init_weights: "normal", small Gaussian values, or "zero". A prefix without projection that
             begins at zero stays one token repeated n times, because all get the same gradient.
+        init: token ids, repeated or cut to n, whose keys and values in the frozen model the prefix
+            begins with, instead: ``init=tokenizer("summarise the table below").input_ids``. With little
+            data, words of the task were much better than random values (section 7.4). A checkpoint
+            does not say how a prefix began.
         shift_positions: whether the text's positions begin at n, as if the prefix stood at positions
             0 to n - 1 (in T5: whether it has the position bias of n tokens before the text). So it is
             in PEFT and in the authors' GPT-2; n positions fewer are left for the text.
@@ -61,7 +78,7 @@ class PrefixTuning(Method):
         ValueError: a value is of the wrong type or out of range; the message names it.
     """
 
-    peft = Peft("PREFIX_TUNING", ignored=SIZES)
+    peft = Peft("PREFIX_TUNING", unsaved="init", ignored=SIZES)
     can_adapt = staticmethod(attention.is_attention)
 
     num_virtual_tokens: int = field(20, validation.count)
@@ -70,6 +87,30 @@ class PrefixTuning(Method):
     init_weights: str = field("normal", check_start)
     shift_positions: bool = field(True, validation.flag)
     target_modules: Targets = field(None, validation.targets)
+    init: Sequence[int] | None = field(None, check_ids)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init and self.prefix_projection:
+            raise ValueError("init: with prefix_projection a network makes the keys and values")
+
+    def plan(self, view: View) -> Deltas:
+        """Return ``{path: delta}`` as they start: with the keys and values of the tokens in ``init``.
+
+        Raises:
+            ValueError: as in `Method`; an id is not in the vocabulary; the model has two stacks.
+        """
+        deltas, model = super().plan(view), cast(Any, view.model)
+        if self.init:
+            if model.config.is_encoder_decoder:
+                what = "a decoder's keys and values depend on what its encoder has read"
+                raise ValueError(f"init={self.init}: {what}")
+            ids = token_ids(embedding_of(model), self.init, self.num_virtual_tokens)
+            prefixes = {path: d for path, d in deltas.items() if isinstance(d, Prefix)}
+            places = {path: view.modules[path] for path in prefixes}
+            for path, found in keys_and_values(model, ids, places).items():
+                prefixes[path].prefix.data.copy_(found)
+        return deltas
 
     def targets(self, view: View, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the attentions.

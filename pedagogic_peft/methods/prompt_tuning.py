@@ -299,16 +299,25 @@ def initial_prompt(embedding: nn.Embedding, n: int, init: str | Sequence[int]) -
     """Return the first value of P, (n, d), in float32; ``init`` as in `PromptTuning`."""
     if init == "random":
         return torch.randn(n, embedding.embedding_dim) * embedding.weight.float().std().cpu()
-    size = embedding.num_embeddings
     if isinstance(init, str):
-        ids = torch.randint(size, (n,))
-    elif not all(isinstance(i, int) and 0 <= i < size for i in init):
-        raise ValueError(f"init={init}: expected token ids, from 0 to {size - 1}")
+        ids = torch.randint(embedding.num_embeddings, (n,))
     else:
-        ids = torch.tensor(init).repeat(n // len(init) + 1)[:n]
+        ids = token_ids(embedding, init, n)
     with torch.no_grad():
         rows: Tensor = embedding(ids.to(embedding.weight.device))  # with its scale, if it has one
     return rows.float()
+
+
+def token_ids(embedding: nn.Embedding, init: Sequence[int], n: int) -> Tensor:
+    """Return the token ids, repeated or cut to n: (n,).
+
+    Raises:
+        ValueError: one is not in the vocabulary.
+    """
+    size = embedding.num_embeddings
+    if not all(isinstance(i, int) and 0 <= i < size for i in init):
+        raise ValueError(f"init={init}: expected token ids, from 0 to {size - 1}")
+    return torch.tensor(init).repeat(n // len(init) + 1)[:n]
 
 
 def position_limit(view: View) -> int | None:

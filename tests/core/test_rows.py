@@ -142,9 +142,6 @@ def test_rows_that_cannot_be_are_refused():
         activate(model, rows=["a", "c"])
     with pytest.raises(ValueError, match="one of the two"):
         activate(model, "a", rows=["a"])
-    attach(model, PrefixTuning(num_virtual_tokens=2), "prefix")
-    with pytest.raises(ValueError, match="'prefix'.*whole batch"):
-        activate(model, rows=["a", "prefix"])
     activate(model, rows=["a", "b", "a"])
     with pytest.raises(ValueError, match="batch of 2 rows.*named 3"):
         logits(model, "gpt2")

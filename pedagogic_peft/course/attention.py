@@ -1,0 +1,56 @@
+"""How much of their attention the tokens of a text give to a prefix."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pedagogic_peft.core import attention
+from pedagogic_peft.core.sites import View
+from pedagogic_peft.methods.watching import watched
+
+
+def attention_shares(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return which share of its attention each token gives to the positions of the active prefixes.
+
+    In every attention the weights of prefix and text together sum to 1. So ``shares.sum(-1)`` is the λ
+    of He et al. 2022 (arXiv:2110.04366, equation 7), what goes to the prefix, and 1 - λ goes to the text.
+
+    Args:
+        model: a model with prefixes; it computes as it does now (training mode, active adaptations).
+        batch: the arguments of its forward pass: ``{"input_ids": (batch, tokens), ...}``.
+
+    Returns:
+        ``{path: (batch, heads, tokens, n)}`` of the attentions with a prefix, in float32; heads are the
+        queries'. Several prefixes stand in the order in which `activate` named them. In a batch whose
+        rows have different ones, the shorter ones have zeros in front.
+
+    Raises:
+        ValueError: the model's attention is not transformers' SDPA, as for `PrefixTuning`.
+    """
+    attention.check_can_take_over(model)
+    paths = {module: path for path, module in View(model).modules.items()}
+    shares: dict[str, Tensor] = {}
+
+    def watch(module: Any, n: int, Q: Tensor, K: Tensor, V: Tensor, mask: Any, more: Any) -> None:
+        if n:
+            shares[paths[module]] = weights(Q, K, mask, more)[..., :n]
+
+    with torch.no_grad(), watched(model, watch):
+        model(**batch)
+    return shares
+
+
+def weights(Q: Tensor, K: Tensor, mask: Any, more: Mapping[str, Any]) -> Tensor:
+    """Return the attention weights (batch, heads, q, k), in float32; arguments as in `attention`."""
+    K = K.repeat_interleave(Q.shape[1] // K.shape[1], 1)  # GQA: several queries' heads share keys
+    scale = more.get("scaling") or Q.shape[-1] ** -0.5
+    scores = (Q @ K.transpose(2, 3) * scale).float()
+    if (bias := more.get("position_bias")) is not None:
+        scores = scores + bias
+    if mask is not None:
+        boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -torch.inf) if boolean else scores + mask
+    found: Tensor = scores.softmax(-1)
+    return found
