@@ -96,7 +96,7 @@ class RowShifts(OfRows):
             what = f"rows with prefixes of {lengths} virtual tokens: in a {type(module).__name__}"
             raise ValueError(f"{what} they need the same number in every row")
         check_fits(max(lengths), positions.shape[-1], self.first.limit)
-        repeats = max(len(x), positions.shape[-2]) // len(lengths)
+        repeats = self.repeats(max(len(x), positions.shape[-2]))
         shifts = positions.new_tensor(lengths).repeat_interleave(repeats)
         return (), kwargs | {"position_ids": positions + shifts[:, None]}
 
