@@ -45,7 +45,6 @@ def two_adapters(model: Any) -> None:
 NO_BIAS = {"llama": "no bias|bias", "t5": "bias"}
 NO_TOKENS = {"vit": "embedding of tokens"}
 NO_WEIGHT = ("merge",)  # it changes no weight, so there is nothing to merge into one
-WHOLE_BATCH = ("merge", "rows of two")
 
 CASES = {
     "LoRA": Case(pp.LoRA(r=4)),
@@ -73,11 +72,11 @@ CASES = {
         pp.PromptTuning(num_virtual_tokens=3), FREE, NO_TOKENS, without=NO_WEIGHT
     ),
     "P-tuning": Case(pp.PTuning(num_virtual_tokens=3), FREE, NO_TOKENS, without=NO_WEIGHT),
-    "prefix tuning": Case(pp.PrefixTuning(num_virtual_tokens=3), FREE, without=WHOLE_BATCH),
+    "prefix tuning": Case(pp.PrefixTuning(num_virtual_tokens=3), FREE, without=NO_WEIGHT),
     "projected prefix": Case(
         pp.PrefixTuning(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=8),
         FREE,
-        without=WHOLE_BATCH,
+        without=NO_WEIGHT,
     ),
-    "LLaMA-Adapter": Case(pp.LlamaAdapter(adapter_len=3), without=WHOLE_BATCH),
+    "LLaMA-Adapter": Case(pp.LlamaAdapter(adapter_len=3), without=NO_WEIGHT),
 }
