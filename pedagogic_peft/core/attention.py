@@ -115,7 +115,9 @@ def find_attentions(view: View) -> Modules:
     else:
         found = find_targets(view, ".*", is_attention)
     of = "decoder." if model.config.is_encoder_decoder else ""
-    return {p: m for p, m in found.items() if of in p and not CROSS.search(p)}
+    if not (own := {p: m for p, m in found.items() if of in p and not CROSS.search(p)}):
+        raise ValueError(f"This {type(model).__name__} has no self-attention")
+    return own
 
 
 def heads_and_size(view: View, path: str) -> tuple[int, int]:

@@ -311,9 +311,10 @@ class PrefixCodec(PromptCodec):
         config, tensors = super().to_peft(view, method, deltas)
         prompts: dict[str, Any] = _prompts(deltas)
         shapes = [delta.shape for delta in prompts.values()]
-        _, _, heads, size = map(max, zip(*shapes, strict=True))
+        largest = _, _, heads, size = tuple(map(max, zip(*shapes, strict=True)))
         numbers = [getattr(view.modules[p], "layer_idx", i) for i, p in enumerate(prompts)]
-        alike = len(set(shapes)) == 1 or "gemma4" in model.config.model_type
+        alike = len(set(shapes)) == 1
+        alike = alike or ("gemma4" in model.config.model_type and largest in shapes)
         to_all = alike and numbers == list(range(len(shapes)))
         known = to_all and method.shift_positions and not method.target_modules
         layers = []

@@ -133,23 +133,18 @@ class PrefixTuning(Method):
             ValueError: a prefix has no shape at an attention, or positions cannot be shifted.
         """
         model: Any = view.model
-        n, dim = (
-            self.num_virtual_tokens,
-            math.prod(attention.heads_and_size(view, next(iter(places)))),
-        )
-        width = self.encoder_hidden_size or model.config.hidden_size
+        n, width = self.num_virtual_tokens, self.encoder_hidden_size or model.config.hidden_size
+        dim = math.prod(attention.heads_and_size(view, next(iter(places))))
         network = PrefixNetwork(n, dim, width) if self.prefix_projection else None
         deltas: Deltas = {}
         latest: dict[Any, Prefix] = {}  # of the layers of one type
         table = None  # T5: the first layer's table of position biases serves all layers of a stack
         stack = "decoder." if model.config.is_encoder_decoder else ""
         for path, module in view.modules.items():
-            kind, reads = (
-                getattr(module, key, None) for key in ("layer_type", "is_kv_shared_layer")
-            )
+            kind = getattr(module, "layer_type", None)
             if self.shift_positions and hasattr(module, "relative_attention_bias"):
                 table = module
-            if path in places and reads and kind in latest:
+            if path in places and getattr(module, "is_kv_shared_layer", False) and kind in latest:
                 deltas[path] = latest[kind]
             elif path in places:
                 own_table = None if attention.CROSS.search(path) else table
@@ -157,8 +152,7 @@ class PrefixTuning(Method):
                 deltas[path] = latest[kind] = Prefix(shape, self.init_weights, network, own_table)
             if self.shift_positions and stack in path and POSITIONS.fullmatch(path):
                 deltas[path] = PositionShift(module, n, position_limit(view))
-        for prefix in list(latest.values())[:1]:
-            prefix.saves_network = True
+        next(d for d in deltas.values() if isinstance(d, Prefix)).saves_network = True
         return deltas
 
 

@@ -31,13 +31,18 @@ def keys_and_values(model: Any, ids: Tensor, places: Modules) -> dict[str, Tenso
 
     Returns:
         ``{path: (n, 2, heads, size)}``, in float32.
+
+    Raises:
+        ValueError: an attention runs several times in one forward pass.
     """
     paths = {module: path for path, module in places.items()}
     found: dict[str, Tensor] = {}
 
     def watch(module: Any, n: int, Q: Tensor, K: Tensor, V: Tensor, mask: Any, more: Any) -> None:
-        if module in paths:
-            found[paths[module]] = torch.stack([K[0], V[0]]).permute(2, 0, 1, 3).float()
+        if (path := paths.get(module)) in found:
+            raise ValueError(f"{path} runs several times, each time with keys of its own")
+        if path is not None:
+            found[path] = torch.stack([K[0], V[0]]).permute(2, 0, 1, 3).float()
 
     modes = {module: module.training for module in model.modules()}
     alone = disabled(model) if "_adaptations" in vars(model) else nullcontext()

@@ -72,6 +72,12 @@ def llama(kind="Llama", **more) -> nn.Module:
     return made(f"{kind}ForCausalLM", f"{kind}Config", **SMALL | more)
 
 
+def albert() -> nn.Module:
+    """One layer, run twice."""
+    sizes = {key: SMALL[key] for key in ("vocab_size", "hidden_size", "num_attention_heads")}
+    return made("AlbertForMaskedLM", "AlbertConfig", **sizes, num_hidden_layers=2)
+
+
 def adapted(model: nn.Module, method, name="default") -> nn.Module:
     attach(model, method, name)
     randomise(model)
@@ -166,6 +172,7 @@ def test_words_give_the_prefix_that_pefts_function_gives(name, tmp_path):
         (lambda: attach(build("gpt2"), PrefixTuning(3, init=[999])), "from 0 to 59"),
         (lambda: attach(build("t5"), PrefixTuning(3, init=[4])), "its encoder"),
         (lambda: attach(build("vit"), PrefixTuning(3, init=[4])), "no embedding of tokens"),
+        (lambda: attach(albert(), PrefixTuning(3, init=[4])), "runs several times"),
     ],
 )
 def test_words_that_cannot_be_are_refused(make, message):
@@ -209,6 +216,14 @@ def test_attentions_of_other_shapes_are_refused(make):
     with pytest.raises(ValueError, match="does not make its keys and values by linear maps"):
         attach(model, PrefixTuning(3))
     assert set(model.state_dict()) == before and all(p.requires_grad for p in model.parameters())
+
+
+def test_positions_that_cannot_be_shifted_are_refused():
+    model = made("M2M100ForConditionalGeneration", "M2M100Config", **HALVES)
+    with pytest.raises(ValueError, match="positions of its own.*shift_positions=False"):
+        attach(model, PrefixTuning(3))
+    model = adapted(model, PrefixTuning(3, shift_positions=False))
+    assert of(model, decoder_input_ids=IDS).isfinite().all()
 
 
 # Claim: a static cache, whose last places are empty, gives the logits of a dynamic one
@@ -477,6 +492,17 @@ def test_shares_of_several_prefixes_and_of_none():
     assert all(not share[1, ..., 0].any() and share[0].all() for share in mixed.values())
     with pytest.raises(ValueError, match="does not compute its attention"):
         attention_shares(nn.Linear(2, 2), {})
+
+
+def test_the_network_of_all_layers_is_saved_with_the_first(tmp_path):
+    from safetensors.torch import load_file
+
+    save(adapted(build("gpt2"), PrefixTuning(3, prefix_projection=True)), tmp_path)
+    keys = [key for key in load_file(tmp_path / "adapter_model.safetensors") if "network" in key]
+    assert sorted(keys) == [
+        f"prompt_encoder.transformer.h.0.attn.network.{end}"
+        for end in ("E", "down.bias", "down.weight")
+    ]
 
 
 # Claim: a replica for another device computes with its own copies, and threads do not meet
