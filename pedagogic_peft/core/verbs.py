@@ -142,7 +142,8 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
         ValueError: the model has no such adaptation; names and rows together; rows of what sits
             where the rows of a batch are not in order: in mixed experts, and in models that put the
             tokens first.
-            (The forward pass raises a TypeError at a module with more inputs than one.)
+            (The forward pass raises a TypeError at a module with more inputs than one, and a
+            ValueError where the prompts or prefixes of all rows need the same length.)
         RuntimeError: an adaptation is merged.
     """
     named = names if rows is None else [name for name in rows if name is not None]

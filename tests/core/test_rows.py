@@ -11,7 +11,6 @@ from pedagogic_peft import (
     DoRA,
     LoRA,
     PiSSA,
-    PrefixTuning,
     PromptTuning,
     activate,
     adapter_drop,
