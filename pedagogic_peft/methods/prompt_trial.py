@@ -19,7 +19,9 @@ from pedagogic_peft.core.sites import by_name
 from pedagogic_peft.core.verbs import disabled
 from pedagogic_peft.methods.virtual_tokens import positions
 
-CLOSE = 0.01  # of the largest number; both are one computation, but sums may be in another order
+# Of the largest number. Both are one computation; where experts add up, perhaps in another order.
+CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}
+CLOSE_IN_16_BITS = 1e-2
 
 
 @torch.no_grad()
@@ -95,13 +97,14 @@ def first_output(model: Any, ids: Tensor, mask: Tensor, **more: Tensor) -> Tenso
     inputs |= {"decoder_input_ids": ids[:, -2:]}  # in encoder-decoders
     known = inspect.signature(model.forward).parameters
     output: Tensor = model(**{k: v for k, v in inputs.items() if k in known})[0]
-    return output.float()
+    return output
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
     """Tell whether two tensors are one, but for rounding."""
     most = float(expected.nan_to_num().abs().max())
-    return torch.allclose(found, expected, rtol=0, atol=CLOSE * most, equal_nan=True)
+    share = CLOSE.get(expected.dtype, CLOSE_IN_16_BITS)
+    return torch.allclose(found, expected, rtol=0, atol=share * most, equal_nan=True)
 
 
 @contextmanager
