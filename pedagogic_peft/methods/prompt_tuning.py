@@ -91,7 +91,15 @@ class PromptMethod(Method, abstract=True):
         delta.cuts = not decoders and (is_decoder or not pools)
         others: Modules = {path: WiderCrossMask() for path, _ in decoders}
         beside = {module: others[path] for path, module in decoders}
-        delta.pads_left = takes_prompts(model, backbone, delta, beside)
+        try:
+            delta.pads_left = takes_prompts(model, backbone, delta, beside)
+        except ValueError:
+            if decoders or delta.cuts:
+                raise
+            delta.cuts = (
+                True  # BLOOM's classifier reads the last position, which it finds by the ids
+            )
+            delta.pads_left = takes_prompts(model, backbone, delta, beside)
         return {path: delta} | others
 
 

@@ -197,8 +197,7 @@ def ignores_left_padding(on: Subject) -> None:
     tokens, scores = new_tokens(model, padded, real)
     alone = [new_tokens(model, ids[i:, k:][:1], mask[i:, k:][:1]) for i, k in ((0, 0), (1, cut))]
     look = "the attention mask and the positions: padding is no token"
-    if not model.config.is_encoder_decoder:  # where a prompt stands further off, before the padding
-        same(scores, torch.cat([score for _, score in alone]), look, within=1e-3)
+    same(scores, torch.cat([score for _, score in alone]), look, within=1e-3)
     if not torch.equal(tokens, torch.cat([token for token, _ in alone])):
         raise Failed("other tokens come out", look)
 
