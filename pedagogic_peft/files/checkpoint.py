@@ -55,7 +55,8 @@ def save(
         OSError: a file could not be written; those that were there are as before.
 
     Warns:
-        UserWarning: Hugging Face PEFT will refuse the files (DoRA beside the experts of some mixtures).
+        UserWarning: Hugging Face PEFT will refuse the files (DoRA beside the experts of some mixtures),
+            or not find all of the tensors (where it renames them).
     """
     name = one_adaptation(model, name)
     method: Method = adaptations_of(model).methods[name]

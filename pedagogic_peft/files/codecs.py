@@ -24,6 +24,7 @@ from pedagogic_peft.files.parameters import (
     parameters_meant,
     ranks_of,
     renamed,
+    warn_of_renamed,
     wrapped,
 )
 from pedagogic_peft.files.peft import (
@@ -135,6 +136,7 @@ class LoRACodec(Codec):
         theirs = renamed(tensors_of(experts), wrapped(view, method.target_parameters))
         tensors |= {PREFIX + key: tensor for key, tensor in theirs.items()}
         adapted = tuple(own_deltas(rest))
+        warn_of_renamed(view.model, adapted)
         weights = misread_maps(view, adapted, isinstance(method, DoRA))
         config["target_modules"] = shortest_names(view, set(adapted) - weights.keys())
         del config["target_parameters"]  # which PEFT before 0.17 does not know
