@@ -61,6 +61,10 @@ def save(
             belongs to no adaptation, so that it would be lost; `load` would take the method for
             another, because its class has no `peft` of its own or was defined again.
         OSError: a file could not be written; those that were there are as before.
+
+    Warns:
+        UserWarning: Hugging Face PEFT will refuse the files (DoRA beside the experts of some mixtures),
+            or not find all of the tensors (where it renames them).
     """
     name = one_adaptation(model, name)
     method: Method = adaptations_of(model).methods[name]

@@ -30,6 +30,7 @@ from pedagogic_peft.files.parameters import (
     parameters_meant,
     ranks_of,
     renamed,
+    warn_of_renamed,
     wrapped,
 )
 from pedagogic_peft.files.peft import (
@@ -165,6 +166,7 @@ class LoRACodec(Codec):
         config, tensors = super().to_peft(view, method, rest)
         marked = self.marks(tensors)
         adapted = tuple(key.removeprefix(PREFIX) for key in marked)
+        warn_of_renamed(view.model, adapted)
         weights = misread_maps(view, adapted, isinstance(method, DoRA))
         config["target_modules"] = shortest_names(view, set(adapted) - weights.keys())
         config["target_parameters"] = [*method.target_parameters, *weights.values()]

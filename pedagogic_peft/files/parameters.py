@@ -5,6 +5,7 @@ says which by the number of ``base_layer`` in it: ``experts.base_layer.lora_A.we
 two, ``experts.lora_A.weight`` of the second. Here it is ``experts.loras.<name>.lora_A.weight``.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -77,3 +78,30 @@ def misread_maps(view: View, paths: Names, dora: bool) -> dict[str, str]:
         validation.warn(f"Hugging Face PEFT {what}, where it has no DoRA: it will refuse this")
         return {}
     return {path: f"{path}.weight" for path in names}
+
+
+def warn_of_renamed(model: Any, paths: Iterable[str]) -> None:
+    """Warn of maps whose tensors PEFT would not find, if there are any.
+
+    It renames what transformers 5 has renamed, and some patterns match the new names as well
+    ("shared_expert." those of Laguna's shared experts).
+
+    Warns:
+        UserWarning: there are such maps.
+    """
+    if (kind := model_type(model)) is None:
+        return
+    try:
+        from transformers import PreTrainedModel, conversion_mapping, core_model_loading
+    except ImportError:  # then PEFT does not rename either
+        return
+    known = conversion_mapping.get_checkpoint_conversion_mapping(kind) is not None
+    if not known or not isinstance(model, PreTrainedModel):
+        return
+    found = conversion_mapping.get_model_conversion_mapping(model)
+    renamings = [one for one in found if isinstance(one, core_model_loading.WeightRenaming)]
+    keys = [f"{path}.lora_A.weight" for path in paths]
+    new = {key: core_model_loading.rename_source_key(key, renamings, [])[0] for key in keys}
+    if lost := [key for key in keys if not key.endswith(new[key])]:
+        what = f"renames {some(lost)} of {kind} when it loads, and so leaves them out"
+        validation.warn(f"Hugging Face PEFT {what}: what it computes with this file is wrong")

@@ -79,6 +79,7 @@ class LoRAExperts(Delta):
         A twin for each call, so that threads that share the model do not see each other's weights.
         """
         twin = copy.copy(module)
+        vars(twin).pop("forward", None)  # one that was put there since then is bound to the module
         for name, lora in self.loras.items():
             vars(twin)[name] = lora(getattr(module, name))  # is found before the module's parameter
         return twin

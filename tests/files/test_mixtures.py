@@ -7,7 +7,8 @@ import warnings
 import peft
 import pytest
 import torch
-from helpers.mixtures import EXPERTS, MIXTURES, logits, mixture
+import transformers
+from helpers.mixtures import EXPERTS, MIXTURES, NARROW, logits, mixture
 from helpers.models import randomise
 
 from pedagogic_peft import DoRA, LoRA, PiSSA, attach, load, save
@@ -95,6 +96,18 @@ def test_dora_of_these_maps_is_saved_with_a_warning(tmp_path):
     with pytest.raises(ValueError, match="use_dora"):
         peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
     assert torch.equal(logits(load(base, tmp_path)), logits(model))
+
+
+def test_tensors_that_peft_does_not_find_are_saved_with_a_warning(tmp_path):
+    config = transformers.LagunaConfig(**NARROW, num_experts=4, shared_expert_intermediate_size=24)
+    base = transformers.LagunaForCausalLM(config).eval()
+    model = attach(copy.deepcopy(base), LoRA(r=2, target_modules=["shared_experts.up_proj"]))
+    randomise(model)
+    with pytest.warns(UserWarning, match="renames .*shared_experts.up_proj.*is wrong"):
+        save(model, tmp_path)
+    assert torch.equal(logits(load(copy.deepcopy(base), tmp_path)), logits(model))
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    assert not torch.allclose(logits(theirs), logits(model), atol=1e-2)  # else it needs no warning
 
 
 def test_a_file_without_parameters_does_not_name_them(tmp_path):

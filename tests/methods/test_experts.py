@@ -298,6 +298,13 @@ def test_a_module_whose_forward_was_replaced_is_refused():
         attach(model, of_experts(target_parameters=["w"]))
 
 
+def test_a_forward_that_is_replaced_later_does_not_hide_the_changed_weights():
+    _, model = adapted()
+    own, experts = logits(model), model.model.layers[0].mlp.experts.base
+    experts.forward = experts.forward
+    assert torch.equal(logits(model), own)
+
+
 def test_quantised_experts_are_refused():
     model = nn.Sequential(ReadsItsOwn())
     model[0].w = nn.Parameter(torch.zeros(2, 3, 3, dtype=torch.uint8), requires_grad=False)
