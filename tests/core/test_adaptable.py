@@ -396,6 +396,7 @@ def test_heads_of_models_with_the_backbone_under_another_name():
         CLIPConfig,
         CLIPForImageClassification,
         CLIPModel,
+        CLIPVisionModelWithProjection,
         T5Config,
         T5ForQuestionAnswering,
         T5Model,
@@ -408,9 +409,8 @@ def test_heads_of_models_with_the_backbone_under_another_name():
         clip, question = CLIPForImageClassification(config), T5ForQuestionAnswering(t5)
         whole = CLIPModel(config), T5Model(t5), CLIPVisionModelWithProjection(config.vision_config)
     assert clip.base_model is clip and question.base_model is question
-    assert list(heads(View(clip))) == ["classifier"] and list(heads(View(question))) == [
-        "qa_outputs"
-    ]
+    assert list(heads(View(clip))) == ["classifier"]
+    assert list(heads(View(question))) == ["qa_outputs"]
     assert not any(heads(View(model)) for model in whole)
     with pytest.warns(UserWarning, match=r"head \(classifier\) stays frozen"):
         paths = adapted(clip)
