@@ -396,7 +396,6 @@ def test_heads_of_models_with_the_backbone_under_another_name():
         CLIPConfig,
         CLIPForImageClassification,
         CLIPModel,
-        CLIPVisionModelWithProjection,
         T5Config,
         T5ForQuestionAnswering,
         T5Model,
@@ -407,7 +406,7 @@ def test_heads_of_models_with_the_backbone_under_another_name():
     t5 = T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     with torch.device("meta"):
         clip, question = CLIPForImageClassification(config), T5ForQuestionAnswering(t5)
-        whole = CLIPModel(config), T5Model(t5), CLIPVisionModelWithProjection(config.vision_config)
+        whole = CLIPModel(config), T5Model(t5)
     assert clip.base_model is clip and question.base_model is question
     assert list(heads(View(clip))) == ["classifier"]
     assert list(heads(View(question))) == ["qa_outputs"]
