@@ -20,7 +20,8 @@ from pedagogic_peft.core.reading import uses
 from pedagogic_peft.core.sites import Modules, Site, View, Viewed
 
 # Names of classes that have no head, or one that came with the rest; of some, projections are last.
-HEADLESS = ("Model", "Backbone", "Projection", "Retrieval", "ForConditionalGeneration")
+HEADLESS = ("Model", "Backbone", "Encoder", "Decoder", "VAE", "Projection", "Retrieval")
+HEADLESS += ("ForConditionalGeneration",)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 Names = Sequence[str]
 Targets = Names | str | None  # `target_modules`, as in `LoRA`
