@@ -20,8 +20,7 @@ from pedagogic_peft.core.reading import uses
 from pedagogic_peft.core.sites import Modules, Site, View, Viewed
 
 # Names of classes that have no head, or one that came with the rest; of some, projections are last.
-HEADLESS = ("Model", "Backbone", "Encoder", "Decoder", "VAE", "Projection", "Retrieval")
-HEADLESS += ("ForConditionalGeneration",)
+NO_HEAD = "Model Backbone Encoder Decoder VAE Projection Retrieval ForConditionalGeneration".split()
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 Names = Sequence[str]
 Targets = Names | str | None  # `target_modules`, as in `LoRA`
@@ -201,7 +200,7 @@ def heads(view: View) -> Modules:
     if inner is not model:
         return {name: part for name, part in parts.items() if part is not inner}
     found: Modules = {}
-    if hasattr(model, "base_model_prefix") and not type(model).__name__.endswith(HEADLESS):
+    if hasattr(model, "base_model_prefix") and not type(model).__name__.endswith((*NO_HEAD,)):
         for name, part in reversed(parts.items()):
             if next(part.children(), None) is not None or not isinstance(part, LAYERS):
                 break
