@@ -66,6 +66,11 @@ def field(default: Any, check: validation.Check) -> Any:
     return dataclasses.field(default=default, metadata={"check": check})
 
 
+def _layers(what: str, value: Any) -> tuple[int, ...]:
+    """Return the numbers of layers as a tuple; one number is a layer too, as in PEFT."""
+    return validation.layers(what, [value] if isinstance(value, int) else value)
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -108,7 +113,7 @@ class Method:
         default=None, kw_only=True, metadata={"check": validation.targets}
     )
     layers_to_transform: Sequence[int] | None = dataclasses.field(
-        default=None, kw_only=True, metadata={"check": validation.layers}
+        default=None, kw_only=True, metadata={"check": _layers}
     )
     layers_pattern: Targets = dataclasses.field(
         default=None, kw_only=True, metadata={"check": validation.targets}

@@ -19,6 +19,8 @@ from pedagogic_peft.core.delta import some
 from pedagogic_peft.core.reading import uses
 from pedagogic_peft.core.sites import Modules, Site, View, Viewed
 
+# Names of classes that have no head, or one that came with the rest; of some, projections are last.
+NO_HEAD = "Model Backbone Encoder Decoder VAE Projection Retrieval ForConditionalGeneration".split()
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 Names = Sequence[str]
 Targets = Names | str | None  # `target_modules`, as in `LoRA`
@@ -210,8 +212,7 @@ def heads(view: View) -> Modules:
     if inner is not model:
         return {name: part for name, part in parts.items() if part is not inner}
     found: Modules = {}
-    whole = type(model).__name__.endswith(("Model", "Backbone", "ForConditionalGeneration"))
-    if hasattr(model, "base_model_prefix") and not whole:
+    if hasattr(model, "base_model_prefix") and not type(model).__name__.endswith((*NO_HEAD,)):
         for name, part in reversed(parts.items()):
             if next(part.children(), None) is not None or not isinstance(part, LAYERS):
                 break

@@ -70,8 +70,7 @@ def targets(what: str, value: Any) -> Any:
 
 
 def layers(what: str, value: Any) -> tuple[int, ...]:
-    """Return the numbers of layers, counted from 0, as a tuple; one number is a layer too."""
-    value = [value] if isinstance(value, int) else value
+    """Return the numbers of layers, counted from 0, as a tuple."""
     expect(isinstance(value, list | tuple), what, value, "a list of layer numbers")
     return tuple(whole(what, layer) for layer in value)
 

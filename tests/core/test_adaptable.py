@@ -22,6 +22,7 @@ from pedagogic_peft import (
     PrefixTuning,
     PromptTuning,
     VeRA,
+    activate,
     attach,
     detach,
     load,
@@ -86,6 +87,13 @@ class Walking(Net):
         return self.b.weight.square().sum()
 
 
+class Handing(Net):
+    """It hands b on to a function that reads the weight; the class's own code does not show it."""
+
+    def rest(self, x):
+        return self.c(product(self.b, x))
+
+
 class Decorated(Net):
     """Its forward is wrapped, as transformers' decorators do."""
 
@@ -96,6 +104,10 @@ class Decorated(Net):
 
 def run(module, x):
     return module(x)
+
+
+def product(module, x):
+    return x @ module.weight.T
 
 
 def adapted(model, method=None):
@@ -181,10 +193,29 @@ def test_an_adaptation_that_a_forward_pass_passes_over_is_warned_of():
     twin = copy.deepcopy(model)
     with pytest.warns(UserWarning, match=r"\['b'\]"):
         twin(X)
-    before = Fused()
-    detached = detach(model)
-    assert not detached._forward_hooks and not detached._forward_pre_hooks
-    assert set(vars(detached)) == set(vars(before))
+    for detached in (detach(model), detach(twin)):
+        assert not detached._forward_hooks and not detached._forward_pre_hooks
+        assert set(vars(detached)) == set(vars(Fused()))
+
+
+def test_a_weight_that_another_function_takes_is_warned_of():
+    model = trained(Handing(), LoRA(r=2, target_modules="all-linear"))
+    with pytest.warns(UserWarning, match=r"weight of \['b'\] itself"):
+        model(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        activate(model)
+        model(X)  # with the frozen model nothing is passed over
+
+
+def test_threads_are_not_warned_of_each_others_reading():
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = trained(Asking(), LoRA(r=2, target_modules="all-linear"))
+    expected = model(X)
+    with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
+        warnings.simplefilter("error")
+        assert all(torch.equal(y, expected) for y in pool.map(model, [X] * 200))
 
 
 @pytest.mark.parametrize("net", [Net, Asking, Walking])
@@ -377,9 +408,8 @@ def test_heads_of_models_with_the_backbone_under_another_name():
         clip, question = CLIPForImageClassification(config), T5ForQuestionAnswering(t5)
         whole = CLIPModel(config), T5Model(t5)
     assert clip.base_model is clip and question.base_model is question
-    assert list(heads(View(clip))) == ["classifier"] and list(heads(View(question))) == [
-        "qa_outputs"
-    ]
+    assert list(heads(View(clip))) == ["classifier"]
+    assert list(heads(View(question))) == ["qa_outputs"]
     assert not any(heads(View(model)) for model in whole)
     with pytest.warns(UserWarning, match=r"head \(classifier\) stays frozen"):
         paths = adapted(clip)
