@@ -32,6 +32,7 @@ from pedagogic_peft.methods.fusion import AdapterFusion
 from pedagogic_peft.methods.ia3 import IA3
 from pedagogic_peft.methods.llama_adapter import LlamaAdapter
 from pedagogic_peft.methods.lora import LoRA
+from pedagogic_peft.methods.merging import combine
 from pedagogic_peft.methods.nf4 import dequantize_nf4, quantize_nf4
 from pedagogic_peft.methods.pissa import PiSSA
 from pedagogic_peft.methods.prefix_tuning import PrefixTuning, PTuningV2
@@ -48,4 +49,4 @@ __all__ += ["BottleneckAdapter", "Compacter", "AdapterFusion", "load_adapterhub"
 __all__ += ["PromptTuning", "PTuning", "PrefixTuning", "PTuningV2", "LlamaAdapter"]
 __all__ += ["load_base", "quantize_nf4", "dequantize_nf4", "count_parameters", "model_bytes"]
 __all__ += ["attach", "detach", "activate", "disabled", "adapter_drop", "merge", "unmerge"]
-__all__ += ["average", "save", "load", "train"]
+__all__ += ["average", "combine", "save", "load", "train"]

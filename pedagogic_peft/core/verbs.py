@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pedagogic_peft.core import attention, validation
-from pedagogic_peft.core.architectures import model_type
+from pedagogic_peft.core.architectures import beside_the_text, model_type
 from pedagogic_peft.core.counting import memory_of
 from pedagogic_peft.core.delta import BATCHED, Delta, Deltas, load_tensors, overrides, tensors_of
 from pedagogic_peft.core.method import Method
@@ -128,8 +128,9 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
     Raises:
         ValueError: the model has no such adaptation; names and rows together; rows of prefix
             tuning or LLaMA-Adapter, which act on a whole batch, or of what sits where the rows of a
-            batch are not in order: in mixed experts, and in models that put the tokens first.
-            (The forward pass raises a TypeError at a module with more inputs than one.)
+            batch are not in order: in mixed experts, in what sees images or sounds beside the text,
+            and in models that put the tokens first. (The forward pass raises a TypeError at a module
+            with more inputs than one.)
         RuntimeError: an adaptation is merged.
     """
     named = names if rows is None else [name for name in rows if name is not None]
@@ -373,7 +374,9 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
         if delta.training != place.training:
             delta.train(place.training)
     # Experts that are modules see the tokens that are sent to them, of any row.
-    if model_type(model) in TOKENS_FIRST or any("experts" in path.split(".") for path in deltas):
+    experts = any("experts" in path.split(".") for path in deltas)
+    images = not beside_the_text(model).isdisjoint(view.modules[path] for path in deltas)
+    if model_type(model) in TOKENS_FIRST or experts or images:
         record.not_per_row.add(name)
     replace_modules(view, seats)
     if any(overrides(delta, Delta.attend) for delta in deltas.values()):
