@@ -37,6 +37,7 @@ from pedagogic_peft.methods.loha import LoHa
 from pedagogic_peft.methods.lokr import LoKr
 from pedagogic_peft.methods.lora import LoRA
 from pedagogic_peft.methods.loreft import LoReFT
+from pedagogic_peft.methods.merging import combine
 from pedagogic_peft.methods.nf4 import dequantize_nf4, quantize_nf4
 from pedagogic_peft.methods.oft import OFT
 from pedagogic_peft.methods.pissa import PiSSA
@@ -56,4 +57,4 @@ __all__ += ["PromptTuning", "PTuning", "PrefixTuning", "PTuningV2", "LlamaAdapte
 __all__ += ["attention_shares"]
 __all__ += ["load_base", "quantize_nf4", "dequantize_nf4", "count_parameters", "model_bytes"]
 __all__ += ["attach", "detach", "activate", "disabled", "adapter_drop", "merge", "unmerge"]
-__all__ += ["average", "save", "load", "train"]
+__all__ += ["average", "combine", "save", "load", "train"]

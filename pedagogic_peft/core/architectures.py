@@ -86,6 +86,26 @@ def roles_of(model: nn.Module, instead: str = "target_modules") -> Roles:
     return replace(roles, residual=norm or roles.ffn_input)
 
 
+def beside_the_text(model: Any) -> set[nn.Module]:
+    """Return the modules for images or sounds in a model that reads text as well.
+
+    A row of such a model may hold any number of images, so their first dimension is not the batch. The
+    encoder of an encoder-decoder is no such module: it gets one image, or one sound, a row.
+    """
+    kinds = _inputs(model)
+    if "text" not in kinds or len(kinds) == 1:
+        return set()
+    encoder = set(model.get_encoder().modules()) if model.config.is_encoder_decoder else set()
+    text = encoder.union(model.get_decoder().modules())
+    towers = [m for m in model.modules() if "text" not in _inputs(m) and m not in encoder]
+    return (set(model.base_model.modules()) - text).union(*(tower.modules() for tower in towers))
+
+
+def _inputs(module: nn.Module) -> set[str]:
+    kinds: Any = getattr(module, "input_modalities", "text")  # of a transformers model
+    return {kinds} if isinstance(kinds, str) else set(kinds)
+
+
 def modules_in_role(model: Viewed, *patterns: str) -> dict[str, nn.Module]:
     """Return ``{path: module}`` of the modules that match one of a row's expressions.
 

@@ -138,9 +138,21 @@ class Place(nn.Module):
 
 
 class Transparent(Place):
-    """In state dicts the tensors of its ``base`` have their own names, as if that had its seat."""
+    """The tensors of its ``base`` keep their own names, as if that had its seat.
+
+    These are the names in state dicts, and of `named_parameters`: some tools compare the two.
+    """
 
     base: nn.Module
+
+    def named_modules(
+        self, memo: Any = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[Any]:
+        """Yield the modules, ``base`` and what is in it by the names that it had."""
+        inner = f"{prefix}.base".lstrip(".")
+        for path, module in super().named_modules(memo, prefix, remove_duplicate):
+            hidden = path == inner or path.startswith(inner + ".")
+            yield (prefix + path.removeprefix(inner)).lstrip(".") if hidden else path, module
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
         """Return the tensors of ``base`` by its own names, and the deltas'."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import attention, validation
-from pedagogic_peft.core.architectures import model_type
+from pedagogic_peft.core.architectures import beside_the_text, model_type
 from pedagogic_peft.core.counting import memory_of
 from pedagogic_peft.core.delta import (
     BATCHED,
@@ -140,8 +140,8 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
 
     Raises:
         ValueError: the model has no such adaptation; names and rows together; rows of what sits
-            where the rows of a batch are not in order: in mixed experts, and in models that put the
-            tokens first.
+            where the rows of a batch are not in order: in mixed experts, in what sees images or
+            sounds beside the text, and in models that put the tokens first.
             (The forward pass raises a TypeError at a module with more inputs than one, and a
             ValueError where the prompts or prefixes of all rows need the same length.)
         RuntimeError: an adaptation is merged.
@@ -400,7 +400,8 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
     # Experts that are modules see the tokens that are sent to them, of any row.
     whole = any(overrides(delta, Delta.stand_in) for delta in deltas.values())
     experts = any("experts" in path.split(".") for path in deltas)
-    if model_type(model) in TOKENS_FIRST or whole or experts:
+    images = not beside_the_text(model).isdisjoint(view.modules[path] for path in deltas)
+    if model_type(model) in TOKENS_FIRST or whole or experts or images:
         record.not_per_row.add(name)
     replace_modules(view, seats)
     if any(overrides(delta, Delta.attend) for delta in deltas.values()):

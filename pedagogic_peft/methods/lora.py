@@ -97,6 +97,7 @@ class LoRAParts(Delta):
         super().__init__()
         each = {part: LoRALinear(d, d, *options) for part in "qkv" if part in parts}
         self.parts: Any = nn.ModuleDict(each)
+        self.scaling = next(iter(each.values())).scaling
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return y with each part's correction in its slice, for x: (..., d) and y: (..., 3 d)."""
@@ -122,8 +123,8 @@ class LoRAParts(Delta):
 
     def delta_weight(self) -> Tensor:
         """Return ΔW: (3 d, d), in float32."""
-        (A, B), delta = self.to_checkpoint().values(), next(iter(self.parts.values()))
-        return delta.scaling * (B.float() @ A.float())  # type: ignore[no-any-return]
+        A, B = self.to_checkpoint().values()
+        return self.scaling * (B.float() @ A.float())
 
     merge_into = LoRALinear.merge_into
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.models import batch, build, logits, randomise
 from torch import nn
+from torch.distributed.checkpoint import state_dict as distributed
 
 from pedagogic_peft import (
     BitFit,
@@ -24,6 +25,7 @@ from pedagogic_peft import (
     save,
     unmerge,
 )
+from pedagogic_peft.core.sites import sites
 
 pytestmark = pytest.mark.filterwarnings("ignore:The head")
 
@@ -114,7 +116,9 @@ def test_a_merged_model_is_saved_whole_and_without_a_word(tmp_path):
 def test_state_dicts_with_the_older_names_load_still():
     model, again = (attach(build("llama"), LoRA()) for _ in range(2))
     randomise(model)
-    older = {key: p.detach() for key, p in model.named_parameters()}
+    older, paths = dict(model.state_dict()), [path for path, _ in sites(model)]
+    for path in paths:
+        older[f"{path}.base.weight"] = older.pop(f"{path}.weight")
     assert any(".q_proj.base.weight" in key for key in older)
     again.load_state_dict(older)
     assert torch.equal(logits(again, "llama"), logits(model, "llama"))
@@ -152,3 +156,18 @@ def test_a_trainer_goes_on_from_its_checkpoint(method, tmp_path):
 
     whole = run(None)
     torch.testing.assert_close(run(str(tmp_path / "checkpoint-2")), whole)
+
+
+@pytest.mark.parametrize("trained_only", [True, False])
+def test_the_state_dicts_of_torch_distributed_have_the_same_names(trained_only):
+    """They take the names of the frozen parameters out of the state dict."""
+    model, again = (attach(build("llama"), LoRA(modules_to_save=["lm_head"])) for _ in range(2))
+    randomise(model)
+    options = distributed.StateDictOptions(ignore_frozen_params=trained_only, strict=False)
+    found = distributed.get_model_state_dict(model, options=options)
+    assert all(".deltas." in key for key in found) == trained_only
+    distributed.set_model_state_dict(again, found, options=options)
+    assert torch.equal(logits(again, "llama"), logits(model, "llama"))
+    names = {key for key, _ in model.named_parameters()}
+    assert names | {key for key, _ in model.named_buffers()} >= model.state_dict().keys()
+    assert names >= {key for key, _ in build("llama").named_parameters()}

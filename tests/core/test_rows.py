@@ -271,3 +271,73 @@ def test_prompts_of_several_lengths_are_named_with_the_model():
     activate(model, rows=["n2", "n3"])
     with pytest.raises(ValueError, match=r"rows with prompts of \[2, 3\] .* in a BertModel they"):
         model(input_ids=IDS)
+
+
+# Claim: what sees the images of a row, of which there may be any number, is not served by rows
+
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+TEXT = {**VISION, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 40}
+VISION |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+
+
+def llava():
+    torch.manual_seed(0)
+    vision, text = hf.CLIPVisionConfig(**VISION), hf.LlamaConfig(**TEXT)
+    config = hf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=39)
+    config.vision_feature_layer = -1
+    return hf.LlavaForConditionalGeneration(config).eval()
+
+
+def whisper():
+    sizes = {"d_model": 32, "vocab_size": 40, "pad_token_id": 0, "decoder_start_token_id": 1}
+    for part in ("encoder", "decoder"):
+        sizes |= {f"{part}_layers": 1, f"{part}_attention_heads": 2, f"{part}_ffn_dim": 48}
+    sizes |= {"bos_token_id": 1, "eos_token_id": 2}
+    return hf.WhisperForConditionalGeneration(hf.WhisperConfig(**sizes)).eval()
+
+
+def captions():
+    text = {k: v for k, v in TEXT.items() if k != "num_key_value_heads"}
+    decoder = hf.BertConfig(**text, is_decoder=True, add_cross_attention=True)
+    kind = hf.VisionEncoderDecoderConfig
+    config = kind.from_encoder_decoder_configs(hf.ViTConfig(**VISION), decoder)
+    return hf.VisionEncoderDecoderModel(config).eval()
+
+
+@pytest.mark.parametrize(
+    "build_model, targets, refused",
+    [
+        (llava, r".*vision_tower.*q_proj", True),
+        (llava, r".*multi_modal_projector.*linear_1", True),
+        (llava, ["q_proj"], True),
+        (llava, r".*language_model.*q_proj", False),
+        (llava, ["lm_head"], False),
+        (whisper, ["q_proj"], False),
+        (captions, ["q_proj", "query"], False),
+    ],
+)
+def test_rows_are_refused_where_the_first_dimension_is_images(build_model, targets, refused):
+    model = build_model()
+    for name in ("a", "b"):
+        attach(model, LoRA(r=2, target_modules=targets), name)
+    if refused:
+        with pytest.raises(ValueError, match=r"\['a', 'b'\] can only act on a whole batch"):
+            activate(model, rows=["a", "b"])
+        assert activate(model, "a") is model
+    else:
+        activate(model, rows=["a", "b"])
+
+
+def test_rows_of_the_text_are_right_where_one_row_has_two_images():
+    model = llava()
+    for name in ("a", "b"):
+        attach(model, LoRA(r=2, target_modules=r".*language_model.*_proj"), name)
+    randomise(model)
+    ids = torch.randint(3, 30, (2, 14))
+    ids[0, [*range(4), *range(6, 10)]] = 39  # two images of four patches
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        found = activate(model, rows=["a", "b"])(input_ids=ids, pixel_values=images).logits
+        first = activate(model, "a")(input_ids=ids[:1], pixel_values=images).logits
+        second = activate(model, "b")(input_ids=ids[1:]).logits
+    torch.testing.assert_close(found, torch.cat([first, second]), atol=1e-5, rtol=1e-4)

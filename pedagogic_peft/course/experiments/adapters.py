@@ -52,7 +52,7 @@ METHODS: dict[str, tuple[Callable[[], Any] | None, tuple[float, ...]]] = {
     **{f"Pfeiffer, m={m}": (bottleneck("pfeiffer", m), HIGH) for m in SIZES},
     # at about 21,000 trained parameters, as Pfeiffer with m=16 has
     "Houlsby, m=8": (bottleneck("houlsby", 8), HIGH),
-    "parallel, m=16": (bottleneck("parallel", 16), HIGHER),  # s = 4, as in its paper
+    "parallel, m=16": (bottleneck("parallel", 16), HIGH),  # s = 4, as in its paper
     "Compacter, r=6": (lambda: Compacter(bottleneck_size=40, phm_rank=6), HIGH),
     "LoRA, q and v, r=8": (lambda: LoRA(r=8, alpha=16), HIGH),
     "LoRA, all, r=2": (lambda: LoRA(r=2, alpha=4, target_modules="all-linear"), HIGH),
