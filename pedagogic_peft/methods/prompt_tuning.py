@@ -30,9 +30,10 @@ from pedagogic_peft.methods.virtual_tokens import (
     check_padding,
     columns,
     hide_prompt,
-    joined,
+    in_front,
     own_positions,
     parted,
+    placed,
     positions,
     rows_read,
     thread,
@@ -66,10 +67,8 @@ class PromptMethod(Method, abstract=True):
             encoder = [backbone.encoder] if model.config.is_encoder_decoder else []
             entered = [*encoder, backbone.decoder]
         if "inputs_embeds" not in inspect.signature(entered[0].forward).parameters:
-            what = (
-                f"The {type(entered[0]).__name__} of {type(model).__name__} takes no inputs_embeds"
-            )
-            raise ValueError(f"{what}, and so no virtual tokens; PrefixTuning needs none")
+            what = f"{type(model).__name__} takes no inputs_embeds, and so no virtual tokens"
+            raise ValueError(f"{what}; PrefixTuning needs none")
         return {path: m for path, m in view.modules.items() if m in entered}
 
     def deltas(self, view: View, places: Modules) -> Deltas:
@@ -96,9 +95,8 @@ class PromptMethod(Method, abstract=True):
         except ValueError:
             if decoders or delta.cuts:
                 raise
-            delta.cuts = (
-                True  # BLOOM's classifier reads the last position, which it finds by the ids
-            )
+            # BLOOM's classifier reads the last position, and finds it by the ids.
+            delta.cuts = True
             delta.pads_left = takes_prompts(model, backbone, delta, beside)
         return {path: delta} | others
 
@@ -252,16 +250,16 @@ class SoftPrompt(Delta):
         if mask is not None:  # (batch, all tokens) -> (batch, n + all tokens)
             check_padding(mask, self.pads_left)
             where = columns(mask, n)
-            kwargs["attention_mask"] = mask = joined(real.to(mask), mask, where)
+            kwargs["attention_mask"] = mask = placed(torch.cat([real.to(mask), mask], 1), where)
         if not past:
             kwargs |= widened(kwargs, n, where, (batch, tokens))
-            P = P.to(x).expand(batch, -1, -1)  # the same for every row, or each row's own
-            kwargs |= {"input_ids": None, "inputs_embeds": joined(P, x, where)}
+            kwargs |= {"input_ids": None, "inputs_embeds": placed(in_front(P, x), where)}
         self.steps[thread()] = 0 if past else n, where, cache
         if given is not None:
             own, given = given.amin(-1, keepdim=True), given + real.sum(-1, keepdim=True)
             if not past:
-                given = joined(own + positions(real), given, where, given.dim() - 1)
+                given = torch.cat([own + positions(real), given], -1)
+                given = placed(given, where, given.dim() - 1)
             kwargs["position_ids"] = given
         elif mask is not None and self.first is not None:
             kwargs["position_ids"] = positions(mask)[:, past:] + self.first

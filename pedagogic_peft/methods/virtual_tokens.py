@@ -34,13 +34,14 @@ def columns(mask: Tensor, n: int) -> Tensor:
     return torch.cat([own, torch.where(t < padding, t, t + n)], dim=1)
 
 
-def joined(P: Tensor, x: Tensor, where: Tensor | None, dim: int = 1) -> Tensor:
-    """Return P and x as one: (..., batch, n + tokens, ...), from (n) and (tokens) at ``dim``.
+def in_front(P: Tensor, x: Tensor) -> Tensor:
+    """Return [P; X]: P (1 or batch, n, d) before the embedded text x (batch, tokens, d)."""
+    P = P.to(x).expand(len(x), -1, -1)  # the same P for every row, or each row's own
+    return torch.cat([P, x], dim=1)  # (batch, n + tokens, d)
 
-    Args:
-        where: the `columns`; None means P in front.
-    """
-    both = torch.cat([P, x], dim)
+
+def placed(both: Tensor, where: Tensor | None, dim: int = 1) -> Tensor:
+    """Return [P; X], (..., batch, n + tokens, ...) with the tokens at ``dim``, in the `columns`."""
     return both if where is None else _taken(both, where.argsort(1), dim)
 
 
@@ -102,7 +103,8 @@ def widened(kwargs: Kwargs, n: int, where: Tensor | None, shape: tuple[int, int]
         if value.shape[:2] == shape:
             if value.is_floating_point():
                 raise ValueError(f"{name}={tuple(value.shape)}: a soft prompt has no values there")
-            found[name] = joined(value.new_zeros(shape[0], n, *value.shape[2:]), value, where)
+            zeros = value.new_zeros(shape[0], n, *value.shape[2:])
+            found[name] = placed(torch.cat([zeros, value], 1), where)
     return found
 
 
@@ -136,9 +138,7 @@ def rows_read(cache: Any, n: int, several: bool) -> int:
     except AttributeError:
         bad = True
     if bad:
-        what = (
-            f"A soft prompt needs a dynamic cache, not a static cache or a {type(cache).__name__}"
-        )
+        what = f"A soft prompt needs a dynamic cache, not a static cache ({type(cache).__name__})"
         raise ValueError(f"{what}: leave cache_implementation out, or set use_cache=False")
     held = getattr(cache, "prompt_rows", 0)
     if rows and (held < n or (held > n and not several)):
