@@ -47,7 +47,6 @@ from pedagogic_peft.files.wrapped import own_biases, own_rows, peft_biases, warn
 from pedagogic_peft.methods.adalora import AdaLoRA
 from pedagogic_peft.methods.bottleneck import BottleneckAdapter
 from pedagogic_peft.methods.dora import DoRA
-from pedagogic_peft.methods.experts import LoRAExperts
 from pedagogic_peft.methods.ia3 import IA3, IA3Input, IA3Output
 from pedagogic_peft.methods.loha import Products
 from pedagogic_peft.methods.lora import LoRA, look_up
@@ -161,8 +160,7 @@ class LoRACodec(Codec):
 
     def to_peft(self, view: View, method: Any, deltas: Deltas) -> Checkpoint:
         """Return PEFT's configuration and tensors."""
-        experts: dict[str, Any] = {p: d for p, d in deltas.items() if isinstance(d, LoRAExperts)}
-        rest = {path: delta for path, delta in deltas.items() if path not in experts}
+        rest, experts = split_experts(deltas)
         config, tensors = super().to_peft(view, method, rest)
         marked = self.marks(tensors)
         adapted = tuple(key.removeprefix(PREFIX) for key in marked)
@@ -194,8 +192,8 @@ class LoRACodec(Codec):
         """Return the hyper-parameters and the filled deltas; raises as `Codec`."""
         self.check_options(config)
         inner, strange = split_prefix(PREFIX, tensors)
-        there = wrapped(view, parameters_meant(view, config))
-        inner = renamed(inner, {path: own for own, path in there.items()})
+        there = wrapped(view, parameters_meant(view, config)).items()
+        inner = renamed(inner, {path: own for own, path in there})
         own = own_rows(view, config, own_biases(view, config, inner, self.marks(inner)))
         own = {PREFIX + key: tensor for key, tensor in own.items()}
         method, deltas = super().from_peft(view, config, {**own, **strange})

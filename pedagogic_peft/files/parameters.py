@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import model_type
-from pedagogic_peft.core.delta import Tensors, some
+from pedagogic_peft.core.delta import Deltas, Tensors, some
 from pedagogic_peft.core.sites import View
 from pedagogic_peft.core.targets import Names, is_named
 from pedagogic_peft.files.peft import TABLE, Config
-from pedagogic_peft.methods.experts import find_parameters
+from pedagogic_peft.methods.experts import LoRAExperts, find_parameters
 
 
 def parameters_meant(view: View, config: Config) -> list[str]:
@@ -30,6 +30,12 @@ def parameters_meant(view: View, config: Config) -> list[str]:
     there = [(f"{p}.{k}", m) for p, m in modules for k, _ in m.named_parameters(recurse=False)]
     meant = {n: {isinstance(m, nn.Linear) for p, m in there if is_named([n], p)} for n in names}
     return [name for name, linear in meant.items() if linear and not any(linear)]
+
+
+def split_experts(deltas: Deltas) -> tuple[Deltas, dict[str, Any]]:
+    """Return the deltas beside modules, and those beside parameters."""
+    experts = {path: d for path, d in deltas.items() if isinstance(d, LoRAExperts)}
+    return {path: d for path, d in deltas.items() if path not in experts}, experts
 
 
 def wrapped(view: View, names: Names) -> dict[str, str]:
