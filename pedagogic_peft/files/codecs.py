@@ -30,6 +30,7 @@ from pedagogic_peft.files.parameters import (
     parameters_meant,
     ranks_of,
     renamed,
+    split_experts,
     warn_of_renamed,
     wrapped,
 )
@@ -162,8 +163,7 @@ class LoRACodec(Codec):
         """Return PEFT's configuration and tensors."""
         rest, experts = split_experts(deltas)
         config, tensors = super().to_peft(view, method, rest)
-        marked = self.marks(tensors)
-        adapted = tuple(key.removeprefix(PREFIX) for key in marked)
+        adapted = tuple(key.removeprefix(PREFIX) for key in self.marks(tensors))
         warn_of_renamed(view.model, adapted)
         weights = misread_maps(view, adapted, isinstance(method, DoRA))
         config["target_modules"] = shortest_names(view, set(adapted) - weights.keys())
@@ -174,8 +174,8 @@ class LoRACodec(Codec):
         config |= {"r": n * method.r, "lora_alpha": stretch * method.alpha}
         of_all = (method.rank_of, method.alpha_of)
         ranks, alphas = ({weights.get(p, p): of(p) for p in paths} for of in of_all)
-        ranks, alphas = unlike(ranks, method.r), unlike(alphas, method.alpha)
-        config["rank_pattern"] = {key: n * r for key, r in ranks.items()}
+        config["rank_pattern"] = {key: n * r for key, r in unlike(ranks, method.r).items()}
+        alphas = unlike(alphas, method.alpha)
         config["alpha_pattern"] = {key: stretch * alpha for key, alpha in alphas.items()}
         own = self.OWN if method.parts or n > 1 else ()
         if weights and method.dropout:  # PEFT has none beside parameters
@@ -185,7 +185,7 @@ class LoRACodec(Codec):
         config = {k: v for k, v in config.items() if k not in BESIDE or v != BESIDE[k]}
         theirs = renamed(tensors_of(experts), wrapped(view, method.target_parameters))
         warn_of_lost_bias(view, deltas)
-        tensors = peft_biases(tensors, marked, deltas)
+        tensors = peft_biases(tensors, self.marks(tensors), deltas)
         return config, tensors | {PREFIX + key: tensor for key, tensor in theirs.items()}
 
     def from_peft(self, view: View, config: Config, tensors: Tensors) -> tuple[Method, Deltas]:
@@ -195,8 +195,8 @@ class LoRACodec(Codec):
         there = wrapped(view, parameters_meant(view, config)).items()
         inner = renamed(inner, {path: own for own, path in there})
         own = own_rows(view, config, own_biases(view, config, inner, self.marks(inner)))
-        own = {PREFIX + key: tensor for key, tensor in own.items()}
-        method, deltas = super().from_peft(view, config, {**own, **strange})
+        prefixed = {PREFIX + key: tensor for key, tensor in own.items()}
+        method, deltas = super().from_peft(view, config, prefixed | strange)
         warn_of_lost_bias(view, deltas)
         return method, deltas
 
@@ -212,10 +212,10 @@ class LoRACodec(Codec):
         found = super().hyper_parameters(view, config, modules)
         found |= {key: config.get(key) or off for key, off in BESIDE.items()}
         check = validation.pattern(validation.positive)
-        alphas = check("alpha_pattern", found["alpha_pattern"] or {})
         ranks, weights = ranks_of(view, marks), config.get("target_parameters") or []
         names = {p: f"{p}.weight" for p in modules if is_named(weights, f"{p}.weight")}
-        alphas = {p: look_up(alphas, names.get(p, p), found["alpha"]) for p in ranks}
+        given = check("alpha_pattern", found["alpha_pattern"] or {})
+        alphas = {p: look_up(given, names.get(p, p), found["alpha"]) for p in ranks}
         found |= {
             "target_parameters": parameters_meant(view, config),
             "rank_pattern": unlike(ranks, found["r"]),
