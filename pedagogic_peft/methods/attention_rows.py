@@ -13,7 +13,7 @@ from torch import Tensor
 from pedagogic_peft.core.delta import BATCHED, Args, Attend, Batched, Delta, Kwargs
 from pedagogic_peft.core.sites import by_name
 from pedagogic_peft.methods.llama_adapter import GatedPrompt
-from pedagogic_peft.methods.prefix_tuning import PositionShift, Prefix, attend_to
+from pedagogic_peft.methods.prefix_tuning import CountedText, PositionShift, Prefix, attend_to
 from pedagogic_peft.methods.prompt_tuning import check_fits
 
 
@@ -124,5 +124,6 @@ class RowGates(OfRows):
 
 BATCHED[Prefix] = Batched(type, RowPrefixes)
 BATCHED[GatedPrompt] = Batched(type, RowGates)
+BATCHED[CountedText] = Batched(type, lambda deltas: next(d for d in deltas if d is not None))
 # In a site each shift serves its own rows.
 BATCHED[PositionShift] = Batched(lambda shift: shift, RowShifts)

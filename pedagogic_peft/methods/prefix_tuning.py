@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core import attention, validation
+from pedagogic_peft.core.architectures import backbone_of
 from pedagogic_peft.core.attention import AttentionDelta
 from pedagogic_peft.core.delta import Args, Attend, Delta, Deltas, Kwargs
 from pedagogic_peft.core.method import Method, Peft, field
@@ -29,6 +30,7 @@ from pedagogic_peft.methods.prompt_tuning import (
     SIZES,
     check_fits,
     embedding_of,
+    first_position,
     position_limit,
     token_ids,
 )
@@ -153,6 +155,8 @@ class PrefixTuning(Method):
             if self.shift_positions and stack in path and POSITIONS.fullmatch(path):
                 deltas[path] = PositionShift(module, n, position_limit(view))
         next(d for d in deltas.values() if isinstance(d, Prefix)).saves_network = True
+        if self.shift_positions and (backbone := counts_columns(view)) is not None:
+            deltas[backbone] = CountedText()
         return deltas
 
 
@@ -280,6 +284,41 @@ def own_keys(mask: Tensor) -> Tensor:
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     place = torch.arange(mask.shape[-1], device=mask.device)
     return (seen * place).amax(-1).flatten(0, -2).amax(0)  # over the rows, which may be padded
+
+
+def counts_columns(view: View) -> str | None:
+    """Return the path of the backbone, if that counts the columns of a batch as positions, or None.
+
+    Others count the tokens themselves: by the ids (RoBERTa) or by images (Qwen-VL).
+    """
+    model: Any = view.model
+    backbone = backbone_of(model)
+    known = "position_ids" in inspect.signature(backbone.forward).parameters
+    own = hasattr(backbone, "compute_3d_position_ids") or first_position(view) > 0
+    if not known or own or model.config.is_encoder_decoder:
+        return None
+    return next(path for path, module in view.modules.items() if module is backbone)
+
+
+class CountedText(Delta):
+    """Counts a text's positions from its first token, if padding stands before it and none are given.
+
+    Without a prefix only distances matter to RoPE; a prefix has a place, from which the text is to go on.
+    """
+
+    beside = True
+
+    def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Add ``position_ids``, (batch, tokens), where there is a mask."""
+        kwargs = by_name(module, args, kwargs)
+        x = kwargs.get("input_ids")
+        x = kwargs.get("inputs_embeds") if x is None else x
+        mask, given = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if given is None and isinstance(mask, Tensor) and mask.dim() == 2 and x is not None:
+            padding = (mask.long().cumsum(1) == 0).sum(1, keepdim=True)  # (batch, 1)
+            positions = torch.arange(mask.shape[1], device=mask.device) - padding
+            kwargs["position_ids"] = positions.clamp(min=0)[:, -x.shape[1] :]
+        return (), kwargs
 
 
 class PositionShift(Delta):
