@@ -148,7 +148,7 @@ def find_targets(
         linear = {p: m for p, m in candidates.items() if is_linear(m) and m in inner}
         without_effect = ignored(view, linear)
         found = {p: m for p, m in linear.items() if p not in without_effect}
-        found = {p: m for p, m in found.items() if not in_router(view, p)}
+        found = {p: m for p, m in found.items() if not only_selects(view, p)}
     else:
         found = match(view, modules, candidates, target_modules)
     if not found:
@@ -254,10 +254,15 @@ def layer_in(path: str, names: str = r"[^.]*") -> int | None:
     return next((int(n[1]) for n in found), None)
 
 
-def in_router(view: View, path: str) -> bool:
-    """Tell whether the path leads into a router: one is called so, or is a gate beside experts."""
+def only_selects(view: View, path: str) -> bool:
+    """Tell whether the path leads into what chooses experts, or the tokens that attention looks at.
+
+    The choice passes hardly a gradient, or none: a router is called so, or is a gate beside experts; an
+    indexer is one of sparse attention (DeepSeek-V3.2).
+    """
     block, gate, _ = f".{path}.".rpartition(".gate.")
-    return "router" in path or bool(gate) and f"{block[1:]}.experts" in view.modules
+    beside = bool(gate) and f"{block[1:]}.experts" in view.modules
+    return beside or "router" in path or "indexer" in path
 
 
 def fused_experts(view: View, without: Iterable[str]) -> dict[str, nn.Parameter]:

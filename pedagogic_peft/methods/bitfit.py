@@ -25,6 +25,7 @@ from pedagogic_peft.core.targets import (
     is_conv1d,
     is_linear,
     is_packed,
+    only_selects,
     use_of,
 )
 
@@ -57,7 +58,9 @@ class BitFit(Method):
     def targets(self, view: View, without: Iterable[str]) -> Modules:
         """Return ``{path: module}`` of the modules with a bias to train."""
         if self.target_modules is None:
-            own = {module for module in backbone(view) if _has_bias(module)}
+            inner = backbone(view)
+            named = {m: p for p, m in view.modules.items() if m in inner and _has_bias(m)}
+            own = {module for module, path in named.items() if not only_selects(view, path)}
             if not own:
                 kind = type(view.model).__name__
                 raise ValueError(f"{kind} has no bias, which BitFit would train")

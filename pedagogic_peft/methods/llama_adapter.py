@@ -23,6 +23,7 @@ from pedagogic_peft.core.delta import Attend, Deltas
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View
 from pedagogic_peft.core.targets import Names, sizes
+from pedagogic_peft.methods.prefix_tuning import CountedText, counts_columns
 
 
 class LlamaAdapter(Method):
@@ -69,6 +70,8 @@ class LlamaAdapter(Method):
         for path in places:
             width, keys = sizes(maps[f"{path}.{names[0]}"])[0], attention.heads_and_size(view, path)
             deltas[path] = GatedPrompt(self.adapter_len, width, heads, keys, names)
+        if (backbone := counts_columns(view)) is not None:
+            deltas[backbone] = CountedText()
         return deltas
 
 

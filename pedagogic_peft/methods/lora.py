@@ -188,8 +188,9 @@ class LoRA(Method):
             least 0 and below 1. Embeddings have none.
         target_modules: which modules to adapt. A list of names ("c_attn" means every module whose
             path is or ends with it); a string, which is a regular expression for the whole path;
-            "all-linear", every linear map except the head, those that the model never calls and a
-            mixture's routers (see below); None, the query and value projections of the architecture.
+            "all-linear", every linear map except the head, those that the model never calls, indexers
+            of sparse attention and a mixture's routers (see below); None, the query and value
+            projections of the architecture.
         use_rslora: scale by α / √r instead of α / r (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
         modules_to_save: names of modules to train in full, such as a new classification head.
         rank_pattern: ranks for some modules, {end of the path (a regular expression): r}.

@@ -560,3 +560,13 @@ def test_two_threads_compute_what_one_does(method):
         found = list(pool.map(lambda i: of(model, texts[i % 4]), range(40)))
     for i, one in enumerate(found):
         torch.testing.assert_close(one, expected[i % 4])
+
+
+@pytest.mark.parametrize("method", [PrefixTuning(3), LlamaAdapter(3)], ids=["prefix", "adapter"])
+def test_a_text_behind_padding_is_counted_from_its_first_token(method):
+    """Also where nobody gives `position_ids`: to RoPE alone padding would not matter, but a prefix has a place."""
+    model = adapted(llama(), method)
+    alone = of(model, IDS[:1])
+    padding = torch.zeros(1, 4, dtype=IDS.dtype)
+    ids, mask = torch.cat([padding, IDS[:1]], 1), torch.cat([padding, torch.ones_like(IDS[:1])], 1)
+    assert torch.allclose(of(model, ids, attention_mask=mask)[:, 4:], alone, atol=1e-5)
