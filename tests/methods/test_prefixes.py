@@ -564,7 +564,7 @@ def test_two_threads_compute_what_one_does(method):
 
 @pytest.mark.parametrize("method", [PrefixTuning(3), LlamaAdapter(3)], ids=["prefix", "adapter"])
 def test_a_text_behind_padding_is_counted_from_its_first_token(method):
-    """Also where nobody gives `position_ids`: to RoPE alone padding would not matter, but a prefix has a place."""
+    """Also where nobody gives `position_ids`: to RoPE padding does not matter, but a prefix has a place."""
     model = adapted(llama(), method)
     alone = of(model, IDS[:1])
     padding = torch.zeros(1, 4, dtype=IDS.dtype)
