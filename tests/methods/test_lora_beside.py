@@ -137,7 +137,7 @@ def shared():
             "no table of tokens",
         ),
     ],
-    ids=str,
+    ids=lambda value: None if callable(value) else str(value),
 )
 def test_what_has_no_meaning_is_refused_before_anything_changes(model, options, words):
     model = model()
