@@ -501,6 +501,8 @@ def _mergeable_sites(view: View, names: Sequence[str]) -> dict[str, Site]:
     for path, place in sites(view):
         if not (deltas := [place.deltas[n] for n in names if n in place.deltas]):
             continue
+        if not any(next(delta.parameters(), None) is not None for delta in deltas):
+            continue  # it only helps others, of which the error is to speak
         if not isinstance(place, Site) or not all(overrides(d, Delta.merge_into) for d in deltas):
             kinds = ", ".join(type(delta).__name__ for delta in deltas)
             raise ValueError(f"{path}: {kinds} is no change of a weight and cannot be merged")

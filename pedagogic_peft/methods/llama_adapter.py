@@ -70,7 +70,9 @@ class LlamaAdapter(Method):
         for path in places:
             width, keys = sizes(maps[f"{path}.{names[0]}"])[0], attention.heads_and_size(view, path)
             deltas[path] = GatedPrompt(self.adapter_len, width, heads, keys, names)
-        if (backbone := counts_columns(view)) is not None:
+        # Only RoPE leaves the model as it was, when its positions move: others' texts stay where they are.
+        rope = any(path.endswith("rotary_emb") for path in view.modules)
+        if rope and (backbone := counts_columns(view)) is not None:
             deltas[backbone] = CountedText()
         return deltas
 
