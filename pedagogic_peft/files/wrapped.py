@@ -79,13 +79,10 @@ def own_biases(view: View, config: Config, tensors: Tensors, targets: Tensors) -
 
 def warn_of_lost_bias(view: View, deltas: Deltas) -> None:
     """Warn of an output embedding with a bias whose rows are trained: there PEFT leaves out the bias."""
-    for path, delta in deltas.items():
+    heads = [p for p, d in deltas.items() if any(isinstance(m, HeadRows) for m in d.modules())]
+    for path in heads:
         bias = view.modules[path]._parameters.get("bias")
-        if (
-            bias is not None
-            and bias.any()
-            and any(isinstance(d, HeadRows) for d in delta.modules())
-        ):
+        if bias is not None and (bias.is_meta or bias.any()):
             what = f"PEFT computes {path!r} without its bias, because rows of it are trained"
             validation.warn(f"{what}; this library with it, so the two differ by the bias")
 

@@ -154,7 +154,8 @@ def input_embedding(view: View) -> str | None:
     model: Any = view.model
     with suppress(AttributeError, NotImplementedError):
         table = model.get_input_embeddings()
-        return next((path for path, seat in view.seats.items() if seat is table), None)
+        paths = (path for path, seat in view.seats.items() if seat is table)
+        return next((path for path in paths if is_lookup(view.modules[path])), None)
     return None
 
 

@@ -123,7 +123,7 @@ def test_our_checkpoint_loads_here_and_in_peft_with_equal_logits(case, tmp_path)
     torch.testing.assert_close(logits(theirs, name), logits(model, name), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("key, value", [("lora_bias", True), ("bias", "all"), ("loftq", {"a": 1})])
+@pytest.mark.parametrize("key, value", [("alora_invocation_tokens", [1]), ("loftq", {"a": 1})])
 def test_options_of_a_checkpoint_that_are_not_supported_are_named(case, key, value, tmp_path):
     name, method = case
     save(attach(build(name), method), tmp_path)

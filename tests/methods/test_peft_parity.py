@@ -24,15 +24,15 @@ def their_model(name: str, **config) -> nn.Module:
 
 
 def our_keys(parameters) -> dict:
-    """Translate PEFT's parameter names into ours."""
+    """Translate PEFT's parameter names into ours; the base's are the architecture's."""
     ours = {}
     for key, value in parameters:
-        key = key.removeprefix("base_model.model.").replace(".base_layer.", ".base.")
+        key = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
         for part in ("lora_A", "lora_B"):
             key = key.replace(f".{part}.default.", f".deltas.default.{part}.")
         for part in ("lora_embedding_A", "lora_embedding_B"):
             key = key.replace(f".{part}.default", f".deltas.default.{part}")
-        key = key.replace(".original_module.", ".base.")
+        key = key.replace(".original_module.", ".")
         ours[key.replace(".modules_to_save.default.", ".deltas.default.module.")] = value
     return ours
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft import LoRA, activate, attach, count_parameters, detach, disabled, load, save
 from pedagogic_peft.core.attention import NAME, attention
-from pedagogic_peft.core.sites import View, sites
+from pedagogic_peft.core.sites import View, deltas_of, sites
 from pedagogic_peft.files.codecs import codec_of
 from pedagogic_peft.methods.llama_adapter import GatedPrompt, LlamaAdapter
 from pedagogic_peft.methods.prefix_tuning import Prefix, PrefixTuning, PTuningV2
@@ -250,7 +250,9 @@ def test_the_number_of_trained_parameters(name, method, expected):
 
 def test_llama_adapter_sits_in_the_topmost_layers():
     model = attach(build("llama"), LlamaAdapter(adapter_layers=1))
-    assert [path for path, _ in sites(model)] == ["model.layers.1.self_attn"]
+    deltas = deltas_of(model, "default").items()
+    gated = [path for path, delta in deltas if isinstance(delta, GatedPrompt)]
+    assert gated == ["model.layers.1.self_attn"]
 
 
 # Claim: initial values
