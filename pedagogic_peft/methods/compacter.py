@@ -102,9 +102,8 @@ class PHMLinear(nn.Module):
         With x and y written as matrices X: (n, d_in/n) and Y: (n, d_out/n), row by row,
         (A_i ⊗ s_i t_iᵀ) x is A_i X t_i s_iᵀ.
         """
-        A, s, t, b = (
-            ready(p, x, frozen) for p in (self.shared.module.A, self.s, self.t, self.bias)
-        )
+        rule = self.shared.module
+        A, s, t, b = (ready(p, x, frozen) for p in (rule.A, self.s, self.t, self.bias))
         X = x.unflatten(-1, (len(A), -1))  # (..., n, d_in/n)
         h = torch.einsum("...bq,irq->...irb", X, t)  # X t_i, for each i and each rank
         h = torch.einsum("iab,...irb->...ira", A, h)  # A_i X t_i

@@ -98,9 +98,8 @@ class Fusion(Delta):
     def change(self, h: Tensor) -> Tensor:
         """Return V Σ_n a_n z_n: (..., d), for h: (..., d)."""
         Q, K, V = (m.weight.to(h.dtype) for m in (self.query, self.key, self.value))
-        z = torch.stack(
-            [a.module.change(h, frozen=True) for a in self.adapters], dim=-2
-        )  # (..., N, d)
+        each = [adapter.module.change(h, frozen=True) for adapter in self.adapters]
+        z = torch.stack(each, dim=-2)  # (..., N, d)
         scores = F.linear(z, K) @ F.linear(h, Q).unsqueeze(-1)  # (..., N, d) (..., d, 1)
         a = scores.softmax(dim=-2)  # (..., N, 1)
         return F.linear((a * z).sum(dim=-2), V)
