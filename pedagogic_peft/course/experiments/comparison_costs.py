@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from pedagogic_peft import count_parameters, merge, model_bytes, save
-from pedagogic_peft.course.experiments import comparison
+from pedagogic_peft.course.experiments import comparison_tasks
 from pedagogic_peft.course.experiments.comparison import METHODS, NO_MEANING, prepare
 from pedagogic_peft.course.experiments.store import Cell
 from pedagogic_peft.course.pocket import tasks
@@ -38,9 +38,9 @@ ROUNDS = 15
 def batch_of(base: str, size: int | None = None) -> dict[str, torch.Tensor]:
     """Return a batch as the bench trains on it."""
     task, usual = BASES[base]
-    examples = comparison.TASKS[task].draw(size or usual, comparison.TRAINING)
+    examples = comparison_tasks.TASKS[task].draw(size or usual, comparison_tasks.TRAINING)
     if base == "pocket-gpt":
-        examples = tasks.encode(comparison.load(base)[1], examples)
+        examples = tasks.encode(comparison_tasks.load(base)[1], examples)
     return pad_collate()(examples)
 
 
@@ -162,7 +162,9 @@ def measure(base: str, rounds: int = ROUNDS) -> list[Cell]:
     def forward(model: Any) -> Callable[[], Any]:
         return torch.no_grad()(lambda: [model(**one) for _ in range(5)])
 
-    models = {"bare": comparison.load(base)[0]} | {m: prepare(base, m).eval() for m in methods}
+    models = {"bare": comparison_tasks.load(base)[0]} | {
+        m: prepare(base, m).eval() for m in methods
+    }
     step = ratios(steps, rounds)
     latency = ratios({name: forward(model) for name, model in models.items()}, rounds)
     return [

@@ -6,9 +6,11 @@ A run that is killed loses at most the cell it was at: the next run goes on from
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,16 @@ def results(
     return run_missing(cells(base), partial(run, base=base), own)
 
 
-def run_missing(cells: Sequence[Cell], run: Callable[..., Cell], path: Path) -> list[Cell]:
+def run_missing(
+    cells: Sequence[Cell], run: Callable[..., Cell], path: Path, processes: int = 1
+) -> list[Cell]:
     """Run ``run(**cell)`` for each cell that has no record, and return all records.
 
     A record is the cell, what ``run`` returned, and where it was made.
+
+    Args:
+        processes: how many cells to run at once, each on one core; ``run`` is a function of a module
+            then. The records stand in the order in which they end.
     """
     lock = FileLock(path.with_suffix(".lock"))  # another process may append to the same file
     with lock:
@@ -60,11 +68,28 @@ def run_missing(cells: Sequence[Cell], run: Callable[..., Cell], path: Path) -> 
         records = read(path)
     done = [{key: record.get(key) for key in cells[0]} for record in records]
     made = {"date": str(date.today()), "torch": torch.__version__, "machine": platform.machine()}
-    for cell in tqdm([cell for cell in cells if cell not in done], desc=path.stem):
-        records.append(cell | run(**cell) | made)
+    todo = [cell for cell in cells if cell not in done]
+    for cell, found in tqdm(_each(todo, run, processes), desc=path.stem, total=len(todo)):
+        records.append(cell | found | made)
         with lock, path.open("ab") as file:
             file.write(json.dumps(records[-1]).encode() + b"\n")
     return records
+
+
+def _each(
+    cells: Sequence[Cell], run: Callable[..., Cell], processes: int
+) -> Iterator[tuple[Cell, Cell]]:
+    """Yield every cell with what ``run`` made of it."""
+    if processes == 1:
+        yield from ((cell, run(**cell)) for cell in cells)
+        return
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    try:
+        futures = {pool.submit(run, **cell): cell for cell in cells}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _remove_cut_off_line(path: Path) -> None:
