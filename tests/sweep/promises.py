@@ -164,6 +164,7 @@ STAYS = {
 def judge(base: Base, method: Any, start: str) -> tuple[str, list[str]]:
     """Return "right", "refused" or "wrong", and what was said or is wrong."""
     model = copy.deepcopy(base.model)
+    logits(model, base)  # BigBird exchanges modules of its own at the first short text
     before = snapshot(model)
     torch.manual_seed(5)
     try:
@@ -184,7 +185,8 @@ def judge(base: Base, method: Any, start: str) -> tuple[str, list[str]]:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 wrong += promise(model, base, method, start)
-            wrong += [f"warned: {w.message}" for w in said if "had no effect" in str(w.message)]
+            lost = {f"warned: {w.message}" for w in said if "had no effect" in str(w.message)}
+            wrong += sorted(lost.difference(wrong))
         except Exception as error:
             wrong.append(f"{promise.__name__}: {_said(error)}")
     try:
