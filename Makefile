@@ -50,7 +50,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport MPLBACKEND
 export CHAPTERS
 
-.PHONY: help setup assignments grade test-assignments test test-library faults fuzz gate gate-pages gate-outputs \
+.PHONY: help setup assignments grade test-assignments test test-library faults fuzz sweep gate gate-pages gate-outputs \
     portable book check-site publish serve run bench lint \
     address ebook links audit screenshot lock vulnerabilities sbom reproducible coverage mutants clean distclean
 
@@ -103,6 +103,10 @@ faults: $(STAMP)  ## kill training, saving, sweeps and the site's build at 50 ra
 
 fuzz: $(STAMP)  ## load hostile checkpoints (INPUTS=100000), counted as they pass
 	$(BIN)/python -W ignore tests/fuzz/__main__.py --inputs $(INPUTS)
+
+sweep: $(STAMP)  ## try every method on small random models of every text architecture (MODELS="llama mamba")
+	$(BIN)/python -W ignore tests/sweep/__main__.py $(if $(TASK),--task "$(TASK)") $(if $(MODELS),--models $(MODELS)) \
+	    $(if $(METHODS),--methods $(METHODS)) $(if $(AGAIN),--again)
 
 # The gate every notebook passes before it is published. CHAPTERS=FOLDER judges another folder.
 gate:  ## judge the notebooks alone: what they must be, and their outputs

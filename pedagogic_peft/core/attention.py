@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pedagogic_peft.core.architectures import ROLES, model_type, modules_in_role, roles_of
 from pedagogic_peft.core.delta import Attend, Delta
 from pedagogic_peft.core.sites import Adaptations, Modules, View
-from pedagogic_peft.core.targets import find_targets, is_linear, sizes
+from pedagogic_peft.core.targets import is_linear, sizes
 
 NAME = "pedagogic_peft"
 
@@ -113,7 +113,7 @@ def find_attentions(view: View) -> Modules:
     if model_type(model) in ROLES:
         found = modules_in_role(view, roles_of(model).attention)
     else:
-        found = find_targets(view, ".*", is_attention)
+        found = {path: module for path, module in view.modules.items() if is_attention(module)}
     of = "decoder." if model.config.is_encoder_decoder else ""
     if not (own := {p: m for p, m in found.items() if of in p and not CROSS.search(p)}):
         raise ValueError(f"This {type(model).__name__} has no self-attention")

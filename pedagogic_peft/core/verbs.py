@@ -23,6 +23,7 @@ from pedagogic_peft.core.delta import (
     BATCHED,
     Delta,
     Deltas,
+    Tensors,
     TrainedCopy,
     load_tensors,
     overrides,
@@ -472,7 +473,20 @@ def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
         validation.warn(
             f"{what}: save(model, path) writes that, merge(model, unload=True) both in one"
         )
+    given = kwargs.get("state_dict")
+    tensors = self.state_dict() if given is None else given
+    if shared := _shared(tensors):
+        kwargs["state_dict"] = {k: t.clone() if k in shared else t for k, t in tensors.items()}
     return type(self).save_pretrained(self, *args, **kwargs)
+
+
+def _shared(tensors: Tensors) -> set[str]:
+    """Return the names of deltas' tensors that are there under another name too.
+
+    Transformers refuses to write them, for it knows of no reason. Loaded, each goes where it was.
+    """
+    own = {key: memory_of(tensor) for key, tensor in tensors.items() if ".deltas." in key}
+    return {key for key, memory in own.items() if list(own.values()).count(memory) > 1}
 
 
 def _check_plain(path: str, base: Any) -> None:

@@ -20,15 +20,16 @@ from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View
-from pedagogic_peft.core.targets import Targets, backbone, find_targets
+from pedagogic_peft.core.targets import Targets, backbone, find_targets, only_selects
 
 
 class LNTuning(Method):
     """The hyper-parameters of LN tuning.
 
     Args:
-        target_modules: which normalisations, as in `LoRA`; None: all of the backbone. (Hugging Face PEFT
-            has a list for each architecture; for Qwen it leaves out the first of each layer.)
+        target_modules: which normalisations, as in `LoRA`; None: all of the backbone, without those of
+            routers and indexers, which get hardly a gradient, or none. (Hugging Face PEFT has a list
+            for each architecture; for Qwen it leaves out the first of each layer.)
         modules_to_save: names of modules to train in full, such as a new classification head.
 
     Raises:
@@ -57,7 +58,9 @@ class LNTuning(Method):
         """
         if self.target_modules is not None:
             return super().targets(view, without)
-        own = {module for module in backbone(view) if self.can_adapt(module)}
+        inner = backbone(view)
+        named = {p: m for p, m in view.modules.items() if m in inner and self.can_adapt(m)}
+        own = {module for path, module in named.items() if not only_selects(view, path)}
         if not own:
             kind = type(view.model).__name__
             raise ValueError(

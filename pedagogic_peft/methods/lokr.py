@@ -85,9 +85,11 @@ class LoKrLinear(Delta):
 
     def factor(self, name: str) -> Tensor:
         """Return W_1 or W_2, by its name in checkpoints, in float32."""
-        if name in self._parameters:
-            return self.get_parameter(name).float()
-        return (self.get_parameter(name + "_a") @ self.get_parameter(name + "_b")).float()
+        if hasattr(self, name):  # not in _parameters: `nn.DataParallel`'s copies have none
+            whole: Tensor = getattr(self, name).float()
+            return whole
+        product: Tensor = (getattr(self, name + "_a") @ getattr(self, name + "_b")).float()
+        return product
 
     def delta_weight(self) -> Tensor:
         """Return ΔW: (d_out, d_in), in float32."""

@@ -12,6 +12,7 @@ is no change of one weight, so it cannot be merged.
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,17 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.delta import Delta
+from pedagogic_peft.core.delta import Delta, Deltas
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View, layer_of
 from pedagogic_peft.core.targets import is_linear, sizes
+from pedagogic_peft.methods.prompt_trial import first_output, undisturbed, words
 
 
 class LoReFT(Method):
     """The hyper-parameters of a LoReFT adaptation.
 
     It moves the states of all tokens. The paper moves those of the first and the last few tokens of the
-    prompt, as many as suit the task; a batch does not say where a prompt ends. Its checkpoints are this
+    prompt, as many as suit the task; a batch does not say where a prompt ends. When it is attached, a short
+    forward pass looks at what the layers return: one state of the model's width. Its checkpoints are this
     library's own, with the names and shapes of pyreft's tensors (``weight``, ``bias``, ``rotate_layer``).
 
     Args:
@@ -63,6 +66,17 @@ class LoReFT(Method):
         good, expected = there >= set(self.layers), f"some of {sorted(map(str, there))}"
         validation.expect(good, "layers", self.layers, expected)
         return {p: m for p, m in found.items() if layer_of(p) in (self.layers or there)}
+
+    def deltas(self, view: View, places: Modules) -> Deltas:
+        """Return ``{path: delta}`` for the layers.
+
+        Raises:
+            ValueError: a layer returns states of another width, such as several side by side.
+        """
+        deltas = super().deltas(view, places)
+        for path, shape in shapes_of_states(view.model, places).items():
+            check_width(places[path], shape, width(places[path]))
+        return deltas
 
     def delta(self, path: str, module: nn.Module) -> nn.Module:
         """Return the delta for one layer."""
@@ -104,9 +118,7 @@ class Intervention(Delta):
     def leave(self, module: nn.Module, output: Any) -> Any:
         """Move the layer's output: h, (..., d), or a tuple that begins with it."""
         h, *more = output if isinstance(output, tuple) else (output,)
-        if h.shape[-1] != len(self.rotate_layer):
-            what = f"{type(module).__name__} returns {list(h.shape)}"
-            raise ValueError(f"{what}: LoReFT expected states of width {len(self.rotate_layer)}")
+        check_width(module, h.shape, len(self.rotate_layer))
         R, W, b = (p.to(h.dtype) for p in (self.R(), self.weight, self.bias))
         h = h + F.linear(F.linear(h, W) + b - F.linear(h, R), R.mT)
         return (h, *more) if isinstance(output, tuple) else h
@@ -118,6 +130,39 @@ def width(layer: nn.Module) -> int:
     widths = (getattr(config, "hidden_size", None) for config in configs)
     found: int | None = next(filter(None, widths), None)
     return found or next((sizes(m)[0] for m in layer.modules() if is_linear(m)), 0)
+
+
+def check_width(layer: nn.Module, shape: torch.Size, expected: int) -> None:
+    """Raise a ValueError if what a layer returns has another width."""
+    if shape[-1] != expected:
+        what = f"{type(layer).__name__} returns {list(shape)}"
+        raise ValueError(f"{what}: LoReFT expected states of width {expected}")
+
+
+@torch.no_grad()
+def shapes_of_states(model: Any, layers: Modules) -> dict[str, torch.Size]:
+    """Return the shape of what each layer returns, in a short forward pass of the frozen model.
+
+    Those that cannot be tried are not in it: of images, of what needs more than ids, on "meta".
+    """
+    found: dict[str, torch.Size] = {}
+
+    def look(path: str, output: Any) -> None:
+        found[path] = (output[0] if isinstance(output, tuple) else output).shape
+
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return found
+    handles = [
+        layer.register_forward_hook(lambda module, args, output, path=path: look(path, output))
+        for path, layer in layers.items()
+    ]
+    with suppress(Exception):  # a stranger's model may want anything else
+        ids, mask = words(model)
+        with undisturbed(model, ids.device):
+            first_output(model, ids, mask)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 def is_layer(module: nn.Module) -> bool:

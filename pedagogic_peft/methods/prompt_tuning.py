@@ -25,6 +25,7 @@ from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View, by_name
 from pedagogic_peft.methods.prompt_trial import takes_prompts
 from pedagogic_peft.methods.virtual_tokens import (
+    CACHES,
     cache_of,
     check_can_widen,
     check_padding,
@@ -57,7 +58,8 @@ class PromptMethod(Method, abstract=True):
         """Return ``{path: module}`` of the module that text enters, and of one that attends to it.
 
         Raises:
-            ValueError: the model embeds no tokens, or takes no embeddings in their place.
+            ValueError: the model embeds no tokens, takes no embeddings in their place, or has a cache
+                that is unknown here.
         """
         model: Any = view.model
         embedding_of(model)  # or the error
@@ -66,9 +68,13 @@ class PromptMethod(Method, abstract=True):
         if hasattr(backbone, "decoder"):  # OPT's heads call it past the backbone
             encoder = [backbone.encoder] if model.config.is_encoder_decoder else []
             entered = [*encoder, backbone.decoder]
-        if "inputs_embeds" not in inspect.signature(entered[0].forward).parameters:
+        known = inspect.signature(entered[0].forward).parameters
+        if "inputs_embeds" not in known:
             what = f"{type(model).__name__} takes no inputs_embeds, and so no virtual tokens"
             raise ValueError(f"{what}; PrefixTuning needs none")
+        if own := [name for name in known if name.startswith("past_") and name not in CACHES]:
+            what = f"{type(model).__name__} keeps a cache of its own ({own[0]})"
+            raise ValueError(f"{what}, in which a soft prompt cannot be counted")
         return {path: m for path, m in view.modules.items() if m in entered}
 
     def deltas(self, view: View, places: Modules) -> Deltas:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Delta, Deltas
 from pedagogic_peft.core.sites import Modules, View
-from pedagogic_peft.core.targets import find_modules, is_conv1d, is_linear
+from pedagogic_peft.core.targets import find_modules, ignored, is_conv1d, is_linear
 
 Tokens = Sequence[int] | Mapping[str, Sequence[int]] | None
 
@@ -111,7 +111,7 @@ def token_rows(view: View, chosen: Tokens, taken: Modules) -> Deltas:
 
     Raises:
         ValueError: there is no such table, or no such token in it; it has another delta; different
-            tokens are chosen of one weight.
+            tokens are chosen of one weight; the model reads that in one place without calling the module.
     """
     if not chosen:
         return {}
@@ -128,6 +128,9 @@ def token_rows(view: View, chosen: Tokens, taken: Modules) -> Deltas:
     if source is None or source not in named:
         return {path: _rows(view, path, ids) for path, ids in named.items()}
     tied, ids = tied_to(view, source), named[source]
+    for path, why in ignored(view, tied).items():
+        what = f"trainable_token_indices: {path!r} has the weight of {source!r}"
+        raise ValueError(f"{what}, and {why}: it would keep the old rows")
     deltas: Deltas = {path: _rows(view, path, named[path]) for path in named if path not in tied}
     for path in tied:
         if path in taken or tuple(named.get(path, ids)) != tuple(ids):

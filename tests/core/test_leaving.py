@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from helpers.models import batch, build, logits, randomise
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint import state_dict as distributed
 
@@ -15,6 +16,7 @@ from pedagogic_peft import (
     BottleneckAdapter,
     DoRA,
     LoRA,
+    PrefixTuning,
     activate,
     attach,
     average,
@@ -99,6 +101,27 @@ def test_the_folder_of_save_pretrained_gives_the_base_back_and_says_so(name, met
     assert all(".deltas.style." in key for key in found.keys() - own.keys())
 
 
+SHARING = {  # one tensor in several places: of a tied table, and of the network behind all prefixes
+    "gpt2": LoRA(r=2, trainable_token_indices=[5, 7]),
+    "llama": PrefixTuning(3, prefix_projection=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SHARING)
+def test_tensors_that_deltas_share_are_saved_and_come_back(name, tmp_path):
+    model = attach(build(name), SHARING[name])
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    again = attach(build(name), SHARING[name])
+    missing, unexpected = again.load_state_dict(tensors, strict=False)
+    assert not unexpected and not any(".deltas." in key for key in missing)
+    assert torch.equal(logits(again, name), logits(model, name))
+    back = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(back, name), logits(build(name), name))
+
+
 def test_a_merged_model_is_saved_whole_and_without_a_word(tmp_path):
     model = attach(build("llama"), LoRA())
     randomise(model)
@@ -138,7 +161,15 @@ def test_an_adapted_model_with_save_pretrained_can_be_copied_and_pickled():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", [LoRA(r=2), DoRA(r=2), BottleneckAdapter(placement="parallel")])
+@pytest.mark.parametrize(
+    "method",
+    [
+        LoRA(r=2),
+        DoRA(r=2),
+        BottleneckAdapter(placement="parallel"),
+        PrefixTuning(3, prefix_projection=True),
+    ],
+)
 def test_a_trainer_goes_on_from_its_checkpoint(method, tmp_path):
     from transformers import Trainer, TrainingArguments
 

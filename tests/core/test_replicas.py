@@ -10,11 +10,16 @@ from torch import nn
 
 from pedagogic_peft import (
     IA3,
+    OFT,
     AdapterFusion,
     BottleneckAdapter,
     Compacter,
     DoRA,
+    LNTuning,
+    LoHa,
+    LoKr,
     LoRA,
+    LoReFT,
     PiSSA,
     VeRA,
     attach,
@@ -30,13 +35,22 @@ CASES = [
     ("llama", [PiSSA(r=2)]),
     ("llama", [VeRA(r=4)]),
     ("llama", [IA3()]),
+    ("llama", [LoHa(r=2)]),
+    ("llama", [LoKr(r=2)]),
+    ("llama", [LoKr(r=8)]),
+    ("llama", [OFT(oft_block_size=8)]),
+    ("llama", [LNTuning()]),
+    ("llama", [LoReFT(r=2)]),
     ("llama", [BottleneckAdapter(placement="houlsby", **SMALL)]),
+]
+REFERRING = [  # to a module that has its place elsewhere
     ("llama", [Compacter(**SMALL)]),
     ("llama", [BottleneckAdapter(placement="parallel", **SMALL)]),
     ("bert", [BottleneckAdapter(**SMALL)]),
     ("bert", [Compacter(placement="pfeiffer", **SMALL)]),
     ("bert", [BottleneckAdapter(**SMALL), AdapterFusion(["0"])]),
 ]
+CASES += REFERRING
 
 
 def adapted(name: str, methods: list) -> nn.Module:
@@ -78,7 +92,7 @@ def test_a_replica_computes_with_its_own_copies(name, methods):
         assert not any(id(part) in mine for part in kept)
 
 
-@pytest.mark.parametrize("name, methods", CASES[6:], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("name, methods", REFERRING, ids=lambda value: str(value)[:40])
 def test_what_is_referred_to_is_named_saved_and_loaded_once(name, methods):
     model, again = adapted(name, methods), adapted(name, methods)
     names = [key for key, _ in model.named_parameters(remove_duplicate=False)]

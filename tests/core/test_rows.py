@@ -25,8 +25,8 @@ NAMES = ["a", "b", None, "a"]
 
 def carrying_two(architecture="gpt2", **options):
     """A model with the trained adaptations "a" and "b"."""
+    model = build(architecture)  # the first time it draws weights, so the seed comes after it
     torch.manual_seed(3)
-    model = build(architecture)
     for name in ("a", "b"):
         attach(model, LoRA(r=2, **options), name)
     randomise(model)
@@ -49,10 +49,12 @@ def one_by_one(model, inputs, names):
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert", "vit"])
 def test_mixed_rows_equal_single_ones(architecture):
     model, inputs = carrying_two(architecture, target_modules="all-linear"), four_rows(architecture)
+    model.double()  # Llama's norms enlarge float32's rounding by thousands, which kernels do in many ways
+    inputs = {k: x.double() if x.is_floating_point() else x for k, x in inputs.items()}
     with torch.no_grad():
         expected = one_by_one(model, inputs, NAMES)
         found = activate(model, rows=NAMES)(**inputs).logits
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
     assert not torch.allclose(found[1], found[2], atol=1e-3)  # the same input, b and frozen
 
 
@@ -185,8 +187,8 @@ def test_rows_are_refused_where_the_rows_of_a_batch_are_not_in_order(kind):
 
 def with_prompts(architecture, lengths=(4, 2)):
     """A model with the prompts "a" and "b", and a LoRA "c" beside them."""
-    torch.manual_seed(3)
     model = build(architecture)
+    torch.manual_seed(3)
     for name, n in zip(("a", "b"), lengths, strict=True):
         attach(model, PromptTuning(n), name)
     attach(model, LoRA(r=2), "c")

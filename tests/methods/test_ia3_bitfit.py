@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from helpers.mixtures import CONFIGS, IDS
 from helpers.models import ARCHITECTURES, batch, build, gradients, logits, randomise
 from torch import nn
+from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
 
 from pedagogic_peft import (
     LoRA,
@@ -334,6 +336,19 @@ def test_convnext_is_refused_and_can_be_adapted_without_its_odd_normalisations()
     x = torch.randn(1, 3, 32, 32)
     expected = model(x).last_hidden_state
     close(merge(model)(x).last_hidden_state, expected)
+
+
+def test_the_biases_of_an_indexer_which_get_no_gradient_are_left_alone():
+    sizes = CONFIGS["DeepseekV3"] | dict(index_topk=4, index_n_heads=2, index_head_dim=8)
+    torch.manual_seed(0)
+    bare = DeepseekV32ForCausalLM(DeepseekV32Config(**sizes))
+    with pytest.raises(ValueError, match="has no bias"):
+        attach(bare, BitFit())
+    model = DeepseekV32ForCausalLM(DeepseekV32Config(**sizes, attention_bias=True))
+    paths = [path for path, _ in sites(attach(model, BitFit()))]
+    assert len(paths) == 6 and not any("indexer" in path for path in paths)
+    model(input_ids=IDS).logits.square().sum().backward()
+    assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("name", NO_BIAS)

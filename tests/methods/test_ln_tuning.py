@@ -45,6 +45,13 @@ def test_all_normalisations_of_the_backbone_are_trained_and_nothing_else():
     assert count_parameters(model).trainable == 5 * 2 * 32
 
 
+def test_the_normalisation_of_an_indexer_gets_no_gradient_and_is_left_alone():
+    model = build("llama")
+    model.model.layers[0].self_attn.indexer = nn.Sequential(nn.LayerNorm(32))
+    paths = [path for path, _ in sites(attach(model, LNTuning()))]
+    assert len(paths) == 5 and not any("indexer" in path for path in paths)
+
+
 def test_what_has_statistics_of_its_own_or_no_weight_is_no_target():
     model = nn.Sequential(nn.BatchNorm1d(4), nn.LayerNorm(4, elementwise_affine=False), nn.Tanh())
     for name in ("0", "1", "2"):

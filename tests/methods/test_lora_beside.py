@@ -7,6 +7,7 @@ from helpers.asserts import assert_as_before, snapshot
 from helpers.models import build, gradients, logits, randomise
 from helpers.peft import our_keys
 from torch import nn
+from transformers import MobileBertConfig, MobileBertForMaskedLM
 
 from pedagogic_peft import LoRA, activate, attach, average, detach, merge, unmerge
 
@@ -154,3 +155,13 @@ def test_a_bias_of_B_beside_a_map_without_one_cannot_be_merged():
     with pytest.raises(ValueError, match="adds no bias"):
         merge(model)
     assert torch.equal(logits(model, "llama"), expected)
+
+
+def test_rows_of_a_table_whose_tied_head_is_read_and_not_called_are_refused():
+    sizes = dict(vocab_size=60, hidden_size=32, embedding_size=16, intra_bottleneck_size=32)
+    layers = dict(num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    model = MobileBertForMaskedLM(MobileBertConfig(**sizes, **layers))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="'cls.predictions.decoder' has the weight of .* never"):
+        attach(model, LoRA(target_modules=["query"], trainable_token_indices=[5]))
+    assert_as_before(model, before)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers as hf
 from helpers.deltas import deltas_of
 from helpers.models import build, logits, randomise
 from safetensors.torch import load_file
@@ -10,6 +11,7 @@ from torch import nn
 from pedagogic_peft import LoRA, LoReFT, activate, attach, count_parameters, merge, save
 from pedagogic_peft.core.sites import sites
 from pedagogic_peft.methods.loreft import Intervention
+from pedagogic_peft.testing.subject import differences, snapshot
 
 
 def trained(d=8, r=3):
@@ -128,6 +130,24 @@ def test_where_it_has_no_meaning_an_error_says_so(model, method, message):
 def test_a_layer_of_another_width_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"Identity returns \[2, 5\]: LoReFT expected .* width 8"):
         trained().leave(nn.Identity(), torch.randn(2, 5))
+
+
+class Doubled(hf.models.llama.modeling_llama.LlamaDecoderLayer):
+    """A layer that passes on two states side by side, as hyper-connections do (Qwen4-exp)."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        h = hidden_states[..., : self.hidden_size]
+        return super().forward(h, *args, **kwargs).repeat(1, 1, 2)
+
+
+def test_a_model_whose_layers_pass_on_more_than_one_state_is_refused_when_it_is_attached():
+    model = build("llama")
+    for layer in model.model.layers:
+        layer.__class__ = Doubled
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"Doubled returns \[3, 5, 64\]: .* states of width 32"):
+        attach(model, LoReFT())
+    assert not differences(before, snapshot(model))
 
 
 def test_gradients_reach_everything_once_it_has_moved():

@@ -218,6 +218,13 @@ def test_attentions_of_other_shapes_are_refused(make):
     assert set(model.state_dict()) == before and all(p.requires_grad for p in model.parameters())
 
 
+def test_a_model_without_an_attention_that_is_marked_as_one_is_refused():
+    sizes = dict(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
+    model = hf.DogeForCausalLM(hf.DogeConfig(**sizes, num_attention_heads=4, pad_token_id=0))
+    with pytest.raises(ValueError, match="This DogeForCausalLM has no self-attention"):
+        attach(model, PrefixTuning(3))
+
+
 def test_positions_that_cannot_be_shifted_are_refused():
     model = made("M2M100ForConditionalGeneration", "M2M100Config", **HALVES)
     with pytest.raises(ValueError, match="positions of its own.*shift_positions=False"):

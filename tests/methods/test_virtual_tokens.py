@@ -294,6 +294,14 @@ def test_what_needs_ids_is_refused_and_left_as_it_was(name, method):
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
+def test_a_model_with_a_cache_of_its_own_is_refused():
+    sizes = dict(vocab_size=60, hidden_size=16, attn_layers=["local"], attention_head_size=8)
+    more = dict(num_attention_heads=2, feed_forward_size=16, axial_pos_embds=False, is_decoder=True)
+    model = hf.ReformerModelWithLMHead(hf.ReformerConfig(**sizes, **more))
+    with pytest.raises(ValueError, match=r"keeps a cache of its own \(past_buckets_states\)"):
+        attach(model, PromptTuning(3))
+
+
 def test_a_trial_uses_up_no_random_numbers_and_leaves_what_is_attached():
     model = attach(build("gpt2"), LoRA(), "lora").train()
     torch.manual_seed(5)
