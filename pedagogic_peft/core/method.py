@@ -184,8 +184,9 @@ class Method:
         deltas = self.build(view)
         for path, delta in deltas.items():
             if overrides(delta, Delta.init_from_base):
-                _check_there(path, view.modules[path], view.modules[path])
-                cast(Delta, delta).init_from_base(view.modules[path])
+                base = view.modules[path]
+                _check_there(path, device_of(base), base.parameters())
+                cast(Delta, delta).init_from_base(base)
         return deltas
 
     def build(self, view: View) -> Deltas:
@@ -203,12 +204,12 @@ class Method:
         if lost := [path for path in deltas if targets.inside(path, saved)]:
             raise ValueError(f"modules_to_save: adapters sit at {lost}: name others")
         for path, delta in deltas.items():
-            device = device_of(view.modules[path])
-            _check_there(path, view.modules[path], delta)
-            if any((p.device, p.dtype) != (device, torch.float32) for p in delta.parameters()):
+            device, own = device_of(view.modules[path]), list(delta.parameters())
+            _check_there(path, device, own)
+            if any((p.device, p.dtype) != (device, torch.float32) for p in own):
                 delta.to(device, torch.float32)
         for path, module in saved.items():
-            _check_there(path, module, module)
+            _check_there(path, device_of(module), module.parameters())
         return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
 
 
@@ -223,9 +224,9 @@ def device_of(module: nn.Module) -> torch.device:
     return own
 
 
-def _check_there(path: str, module: nn.Module, needed: nn.Module) -> None:
+def _check_there(path: str, device: torch.device, needed: Iterable[nn.Parameter]) -> None:
     """Raise a ValueError if what is needed of an offloaded module has no values now."""
-    if device_of(module).type != "meta" and any(p.is_meta for p in needed.parameters()):
+    if device.type != "meta" and any(p.is_meta for p in needed):
         what = f"{path!r} is offloaded: between two calls accelerate keeps its values elsewhere"
         raise ValueError(f"{what}, and they are needed to begin with. Keep it on a device")
 

@@ -120,7 +120,7 @@ class Place(nn.Module):
     def __init__(self, adaptations: Adaptations, layer: int | None):
         super().__init__()
         self.deltas = nn.ModuleDict()  # adaptation name -> delta
-        self.adaptations, self.layer = adaptations, layer
+        vars(self).update(adaptations=adaptations, layer=layer)  # past torch's slow assignment
 
     @property
     def computed(self) -> bool:
@@ -355,7 +355,7 @@ def replace_modules(view: View, new: Mapping[nn.Module, nn.Module]) -> None:
     for parent in view.seats.values():
         for name, child in parent._modules.items():
             if child is not None and child in new:
-                setattr(parent, name, new[child])
+                parent._modules[name] = new[child]
 
 
 def by_name(module: nn.Module, args: Args, kwargs: Kwargs) -> Kwargs:
