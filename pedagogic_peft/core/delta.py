@@ -116,7 +116,7 @@ def key_of(delta: nn.Module) -> Any:
 
 
 def linear(d_in: int, d_out: int) -> nn.Linear:
-    """Return what ``nn.Linear(d_in, d_out, bias=False)`` returns, with the same numbers drawn, sooner.
+    """Return ``nn.Linear(d_in, d_out, bias=False)``, made in less time: the same numbers are drawn.
 
     A big model gets a thousand of them, and torch sets their attributes one by one, with checks.
     """

@@ -204,7 +204,8 @@ class Method:
         if lost := [path for path in deltas if targets.inside(path, saved)]:
             raise ValueError(f"modules_to_save: adapters sit at {lost}: name others")
         for path, delta in deltas.items():
-            device, own = device_of(view.modules[path]), list(delta.parameters())
+            device, held = device_of(view.modules[path]), [m._parameters for m in delta.modules()]
+            own = [p for parameters in held for p in parameters.values() if p is not None]
             _check_there(path, device, own)
             if any((p.device, p.dtype) != (device, torch.float32) for p in own):
                 delta.to(device, torch.float32)
@@ -215,7 +216,8 @@ class Method:
 
 def device_of(module: nn.Module) -> torch.device:
     """Return where a module computes: where its parameters are, or where accelerate brings them."""
-    own = next(module.parameters(), torch.empty(0)).device  # a module of RoPE has no parameter
+    first = next(module.parameters(), None)
+    own = torch.empty(0).device if first is None else first.device  # RoPE's have no parameter
     for part in module.modules() if own.type == "meta" else ():
         hook = getattr(part, "_hf_hook", None)
         for one in getattr(hook, "hooks", [hook]):

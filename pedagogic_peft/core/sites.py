@@ -182,7 +182,8 @@ class Site(Transparent):
 
     def __init__(self, base: nn.Module, adaptations: Adaptations, layer: int | None = None):
         super().__init__(adaptations, layer)
-        self.base, self.training = base, base.training
+        self.base = base
+        vars(self).update(training=base.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on its first argument ``x``, then let each adaptation change its output ``y``."""
