@@ -244,25 +244,35 @@ def serving(count: int) -> tuple[Any, Any, list[str]]:
 
 
 def mixed_rows(setting: str) -> Result:
-    """A batch whose rows all use different adaptations / the same batch with one, in evaluation."""
+    """A batch whose rows all use different adaptations / the same batch with one, in evaluation.
+
+    The rows are named before, as for all tokens that are generated. The first pass after naming them
+    stacks their A and B: it is measured beside.
+    """
     count, length = (int(word) for word in setting.replace(",", "").split() if word.isdigit())
     ours, theirs, names = serving(count)
     batch = inputs("gpt2", (count, length))
     batch = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    ours.eval(), theirs.eval()
+    alone = pp.attach(fresh("gpt2"), methods("LoRA", "gpt2")[0])
+    alone.eval(), ours.eval(), theirs.eval()
+    pp.activate(ours, rows=names)
 
     @torch.no_grad()
-    def run(*which: str, rows: list[str] | None = None) -> None:
-        pp.activate(ours, *which, rows=rows)
-        ours(**batch)
+    def run(model: Any, named: bool = False) -> None:
+        if named:
+            pp.activate(model, rows=names)
+        model(**batch)
 
     @torch.no_grad()
     def run_theirs() -> None:
         theirs(**batch, adapter_names=names)
 
-    runs = {"mixed": lambda: run(rows=names), "one": lambda: run(names[0]), "peft": run_theirs}
-    times = interleaved(runs, ROUNDS)
-    measures = {"mixed / one": ratio(times, "mixed", "one")}
+    runs = {"mixed": partial(run, ours), "first": partial(run, ours, named=True)}
+    times = interleaved(runs | {"one": partial(run, alone), "peft": run_theirs}, ROUNDS)
+    measures = {
+        "mixed / one": ratio(times, "mixed", "one"),
+        "mixed / one, the first pass": ratio(times, "first", "one"),
+    }
     return {"measures": measures | {"ours / peft, mixed": ratio(times, "mixed", "peft")}}
 
 

@@ -184,8 +184,9 @@ class Method:
         deltas = self.build(view)
         for path, delta in deltas.items():
             if overrides(delta, Delta.init_from_base):
-                _check_there(path, view.modules[path], view.modules[path])
-                cast(Delta, delta).init_from_base(view.modules[path])
+                base = view.modules[path]
+                _check_there(path, device_of(base), base.parameters())
+                cast(Delta, delta).init_from_base(base)
         return deltas
 
     def build(self, view: View) -> Deltas:
@@ -203,18 +204,20 @@ class Method:
         if lost := [path for path in deltas if targets.inside(path, saved)]:
             raise ValueError(f"modules_to_save: adapters sit at {lost}: name others")
         for path, delta in deltas.items():
-            device = device_of(view.modules[path])
-            _check_there(path, view.modules[path], delta)
-            if any((p.device, p.dtype) != (device, torch.float32) for p in delta.parameters()):
+            device, held = device_of(view.modules[path]), [m._parameters for m in delta.modules()]
+            own = [p for parameters in held for p in parameters.values() if p is not None]
+            _check_there(path, device, own)
+            if any((p.device, p.dtype) != (device, torch.float32) for p in own):
                 delta.to(device, torch.float32)
         for path, module in saved.items():
-            _check_there(path, module, module)
+            _check_there(path, device_of(module), module.parameters())
         return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
 
 
 def device_of(module: nn.Module) -> torch.device:
     """Return where a module computes: where its parameters are, or where accelerate brings them."""
-    own = next(module.parameters(), torch.empty(0)).device  # a module of RoPE has no parameter
+    first = next(module.parameters(), None)
+    own = torch.empty(0).device if first is None else first.device  # RoPE's have no parameter
     for part in module.modules() if own.type == "meta" else ():
         hook = getattr(part, "_hf_hook", None)
         for one in getattr(hook, "hooks", [hook]):
@@ -223,9 +226,9 @@ def device_of(module: nn.Module) -> torch.device:
     return own
 
 
-def _check_there(path: str, module: nn.Module, needed: nn.Module) -> None:
+def _check_there(path: str, device: torch.device, needed: Iterable[nn.Parameter]) -> None:
     """Raise a ValueError if what is needed of an offloaded module has no values now."""
-    if device_of(module).type != "meta" and any(p.is_meta for p in needed.parameters()):
+    if device.type != "meta" and any(p.is_meta for p in needed):
         what = f"{path!r} is offloaded: between two calls accelerate keeps its values elsewhere"
         raise ValueError(f"{what}, and they are needed to begin with. Keep it on a device")
 

@@ -41,20 +41,23 @@ def forward_rows(site: Any, rows: Sequence[str | None], x: Tensor) -> Tensor:
 def groups_of(site: Any, rows: Sequence[str | None], x: Tensor) -> Groups:
     """Return what serves the rows. Deltas that are alike, by their entry in `BATCHED`, are one.
 
-    Where no gradients are asked for the groups are kept until other rows are named or torch counts a
-    change of a parameter, so that what they stack is stacked once.
+    Where no gradients are asked for the groups are kept until rows are named again, a parameter is
+    replaced or torch counts a change of one, so that what they stack is stacked once.
     """
     made, key = site.adaptations.made, (site, len(x), x.dtype, x.device)
     if torch.is_grad_enabled():
         return make_groups(site.deltas, rows, x)
     if key in made:
-        parameters, versions, groups = made[key]
-        if versions == [p._version for p in parameters]:
+        own, versions, groups = made[key]
+        if all(at[k] is p and p._version == n for (at, k, p), n in zip(own, versions, strict=True)):
             return groups  # type: ignore[no-any-return]
     groups = make_groups(site.deltas, rows, x)
-    own = [p for name, delta in site.deltas.items() if name in rows for p in delta.parameters()]
-    if not any(p.is_inference() for p in own):  # of these torch counts no changes
-        made[key] = own, [p._version for p in own], groups
+    modules = (m for name, d in site.deltas.items() if name in rows for m in d.modules())
+    held = (module._parameters for module in modules)
+    own = [(at, k, p) for at in held for k, p in at.items() if p is not None]
+    # Of inference tensors torch counts no changes; a copy for another device lives for one pass.
+    if own and not any(p.is_inference() for *_, p in own):
+        made[key] = own, [p._version for *_, p in own], groups
     return groups
 
 

@@ -120,7 +120,7 @@ class Place(nn.Module):
     def __init__(self, adaptations: Adaptations, layer: int | None):
         super().__init__()
         self.deltas = nn.ModuleDict()  # adaptation name -> delta
-        self.adaptations, self.layer = adaptations, layer
+        vars(self).update(adaptations=adaptations, layer=layer)  # past torch's slow assignment
 
     @property
     def computed(self) -> bool:
@@ -182,7 +182,8 @@ class Site(Transparent):
 
     def __init__(self, base: nn.Module, adaptations: Adaptations, layer: int | None = None):
         super().__init__(adaptations, layer)
-        self.base, self.training = base, base.training
+        self.base = base
+        vars(self).update(training=base.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on its first argument ``x``, then let each adaptation change its output ``y``."""
@@ -355,7 +356,7 @@ def replace_modules(view: View, new: Mapping[nn.Module, nn.Module]) -> None:
     for parent in view.seats.values():
         for name, child in parent._modules.items():
             if child is not None and child in new:
-                setattr(parent, name, new[child])
+                parent._modules[name] = new[child]
 
 
 def by_name(module: nn.Module, args: Args, kwargs: Kwargs) -> Kwargs:

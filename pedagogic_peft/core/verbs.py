@@ -378,7 +378,8 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
     if "_adaptations" not in vars(model):
         trainable = [p for p in model.parameters() if p.requires_grad]
         model._adaptations = Adaptations(found_trainable=trainable)
-        model.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(False)
         if hasattr(model, "save_pretrained"):
             model.save_pretrained = MethodType(save_pretrained, model)
         adaptations_of(model).watch(model)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import model_type
-from pedagogic_peft.core.delta import Delta, Deltas, Tensors
+from pedagogic_peft.core.delta import Delta, Deltas, Tensors, linear
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View
 from pedagogic_peft.core.targets import (
@@ -42,7 +42,7 @@ INTERLEAVED = "bloom codegen falcon gpt_bigcode gpt_neox gpt_neox_japanese persi
 class LoRALinear(Delta):
     """ΔW = (α / r) B A beside a linear map (`nn.Linear`, or GPT-2's `Conv1D`).
 
-    A starts random and B at zero, so ΔW = 0 and the model is unchanged. A is drawn as in the
+    A starts random and B at zero, so ΔW = 0 and the model is unchanged. A is drawn (twice) as in the
     authors' code and in Hugging Face PEFT, uniform in ±1/√d_in (the paper's text says Gaussian). A
     and B are float32; beside a base of lower precision they are rounded to the input's dtype for
     the product, which is cheaper than raising the input, and their gradients arrive in float32.
@@ -56,11 +56,11 @@ class LoRALinear(Delta):
         self, d_in: int, d_out: int, r: int, alpha: float, dropout: float = 0, rslora: bool = False
     ):
         super().__init__()
-        self.lora_A = nn.Linear(d_in, r, bias=False)  # A: (r, d_in)
-        self.lora_B = nn.Linear(r, d_out, bias=False)  # B: (d_out, r)
+        self.lora_A = linear(d_in, r)  # A: (r, d_in), without a bias
+        self.lora_B = linear(r, d_out)  # B: (d_out, r)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.scaling = alpha / (math.sqrt(r) if rslora else r)
-        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.uniform_(self.lora_A.weight, -1 / math.sqrt(d_in), 1 / math.sqrt(d_in))
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
