@@ -26,6 +26,8 @@ from pedagogic_peft.core.sites import Modules, View, layer_of
 from pedagogic_peft.core.targets import is_linear, sizes
 from pedagogic_peft.methods.prompt_trial import first_output, undisturbed, words
 
+TRIED = (3, 5)  # rows and tokens of `words`
+
 
 class LoReFT(Method):
     """The hyper-parameters of a LoReFT adaptation.
@@ -76,6 +78,9 @@ class LoReFT(Method):
         deltas = super().deltas(view, places)
         for path, shape in shapes_of_states(view.model, places).items():
             check_width(places[path], shape, width(places[path]))
+            if len(shape) > 3 and shape[:2] != TRIED:
+                what = f"{type(places[path]).__name__} returns {list(shape)}"
+                raise ValueError(f"{what}: several states before the rows of the batch, not one")
         return deltas
 
     def delta(self, path: str, module: nn.Module) -> nn.Module:

@@ -150,6 +150,20 @@ def test_a_model_whose_layers_pass_on_more_than_one_state_is_refused_when_it_is_
     assert not differences(before, snapshot(model))
 
 
+class Stacked(Doubled):
+    """A layer whose states stand before the rows of the batch, as in Gemma 3n."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return super().forward(hidden_states, *args, **kwargs)[..., :32].expand(4, -1, -1, -1)
+
+
+def test_rows_that_are_not_the_first_dimension_are_refused():
+    model = build("llama")
+    model.model.layers[1].__class__ = Stacked
+    with pytest.raises(ValueError, match=r"Stacked returns \[4, 3, 5, 32\]: several states before"):
+        attach(model, LoReFT())
+
+
 def test_gradients_reach_everything_once_it_has_moved():
     delta = deltas_of(attach(build("bert"), LoReFT(r=2)))[0]
     h = torch.randn(4, 32)
