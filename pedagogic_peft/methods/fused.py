@@ -1,7 +1,7 @@
 """A LoRA in fewer steps, for a model that writes token by token; what is computed is `LoRALinear`'s.
 
 Each step of torch costs some microseconds, however few numbers it handles. At one token that is more than
-the arithmetic, so the scaling, the product with B and the sum are one step here. It has no gradient.
+the arithmetic, so the scaling and the sum are one step here. It has no gradient.
 """
 
 from typing import Any
@@ -15,19 +15,18 @@ from pedagogic_peft.methods.lora import LoRALinear
 
 
 def fused_lora(delta: LoRALinear, x: Tensor, y: Tensor) -> Tensor:
-    """Return y + (α / r) B A x, for x: (..., d_in) and y: (..., d_out), in two steps.
+    """Return y + (α / r) B A x, for x: (..., d_in) and y: (..., d_out), in three steps.
 
     The sum is rounded once instead of twice, so the last digit may differ where α / r is no power of
     two. With dropout, hooks, another precision or autocast it is the delta's own forward.
     """
     parts: Any = delta._modules  # past torch's look-up of attributes, which is a step as well
-    A, B = parts["lora_A"].weight, parts["lora_B"].weight
+    A, B = parts["lora_A"]._parameters["weight"], parts["lora_B"]._parameters["weight"]
     hooked = delta._forward_hooks or delta._forward_pre_hooks or parts["dropout"].training
-    same = x.dtype is y.dtype is A.dtype and x.ndim > 1
+    same = x.dtype is y.dtype is A.dtype
     if hooked or not same or torch.is_autocast_enabled(x.device.type):
         return delta(x, y)  # type: ignore[no-any-return]
-    h = F.linear(x.flatten(0, -2), A)  # (..., d_in) -> (tokens, r)
-    return torch.addmm(y.flatten(0, -2), h, B.T, alpha=delta.scaling).view_as(y)
+    return torch.add(y, F.linear(F.linear(x, A), B), alpha=delta.scaling)
 
 
 FUSED[LoRALinear] = fused_lora
