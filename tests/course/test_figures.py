@@ -266,7 +266,7 @@ def test_a_chooser_holds_what_the_function_says_of_every_combination():
 
 
 def test_a_chooser_says_its_ranking_to_who_cannot_see_it():
-    assert "1. full: small\n2. LoRA: " in chooser(ranked).text
+    assert "1. full: small\n2. LoRA:" in chooser(ranked).text
     large = chooser(lambda size, n: ranked("large", n)).text
     assert "1. LoRA: it fits\nexcluded: full: too large; 1 tasks" in large
 
