@@ -13,9 +13,11 @@ const list = (kind, lines) => {
 const FIRST = 3;  // places that are always shown; the others unfold
 const fit = ranking.filter(([, fits]) => fits), out = ranking.filter(([, fits]) => !fits);
 const more = document.createElement("details"), later = list("ol", fit.slice(FIRST));
-more.open = Boolean(stage.querySelector("details")?.open);
+more.open = !fit.length || Boolean(stage.querySelector("details")?.open);
 later.start = FIRST + 1;
-more.append(cell("summary", `${later.childElementCount} more, and ${out.length} excluded`), later);
+const rest = [[later.childElementCount, "more"], [out.length, "excluded"]].filter(([n]) => n);
+more.append(cell("summary", rest.map((each) => each.join(" ")).join(", ")));
+if (fit.length > FIRST) more.append(later);
 if (out.length) more.append(cell("div", "Excluded:"), list("ul", out));
-stage.replaceChildren(list("ol", fit.slice(0, FIRST)), more);
+stage.replaceChildren(...fit.length ? [list("ol", fit.slice(0, FIRST))] : [], ...rest.length ? [more] : []);
 return fit.length ? `Start with ${data.texts[fit[0][0]]}.` : data.none;
