@@ -93,7 +93,7 @@ def _list_still(lines: Sequence[str]) -> Any:
     from matplotlib.figure import Figure
 
     text = "\n".join(fill(line, 96, subsequent_indent="   ") for line in lines)
-    height = 0.2 + 0.135 * (text.count("\n") + 1)
+    height = 0.2 + 0.15 * (text.count("\n") + 1)
     figure = Figure(figsize=(6.0, height), dpi=110)
     figure.text(0.01, 1 - 0.1 / height, text, va="top", fontsize=8)
     return figure
