@@ -14,7 +14,7 @@ the network. Where a method has no meaning, `NO_MEANING` says why.
 import copy
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from pedagogic_peft import (
     train,
 )
 from pedagogic_peft.course.experiments import search
+from pedagogic_peft.course.experiments.comparison_floors import floors
 from pedagogic_peft.course.experiments.comparison_tasks import (
     ALL,
     TASKS,
@@ -206,10 +207,19 @@ def longer(records: Sequence[Cell], task: str, method: str) -> Cell:
 
 
 def start(records: Sequence[Cell], task: str) -> float:
-    """Return the score from which a method's gain counts: the frozen base's, or chance if that is more."""
-    frozen = float(runs(records, task, "frozen")[0]["test"])
-    chance = ALL[task].chance
-    return frozen if chance is None else max(frozen, chance)
+    """Return the score from which a method's gain counts: the frozen base's, or a guess's if that is more."""
+    return max(float(runs(records, task, "frozen")[0]["test"]), floors(task)["guess"])
+
+
+def gain(records: Sequence[Cell], task: str, method: str) -> dict[int, float]:
+    """Return {seed: share of the gap that the method closes}.
+
+    0 is the start, 1 the mean of full fine-tuning over its seeds; more than 1 is better than that.
+    """
+    low = start(records, task)
+    full = scores(records, task, "full").values()
+    width = sum(full) / len(full) - low
+    return {seed: (x - low) / width for seed, x in scores(records, task, method).items()}
 
 
 def cell(task: str, method: str, rate: float, seed: int, times: int = 1) -> Cell:
@@ -222,10 +232,19 @@ def cell(task: str, method: str, rate: float, seed: int, times: int = 1) -> Cell
 def stages(records: Sequence[Cell]) -> list[list[Cell]]:
     """Return the runs that the rule asks for, given those that are known, in order.
 
-    First the search of every task, then the seeds of the best rates, then the long runs.
+    First the search of every task, then the seeds of the best rates, then the long runs; the variants
+    come last.
     """
+    return [
+        [cell(task, "frozen", 0.0, 0) for task in ALL],
+        *_stages(records, TASKS),
+        *_stages(records, VARIANTS),
+    ]
+
+
+def _stages(records: Sequence[Cell], of: Iterable[str]) -> list[list[Cell]]:
     searches, seeds, long = [], [], []
-    for task in ALL:
+    for task in of:
         search_of_task = []
         for method in (m for m in METHODS if meaningful(m, task)):
             known = runs(records, task, method)
@@ -237,7 +256,7 @@ def stages(records: Sequence[Cell]) -> list[list[Cell]]:
             if ALL[task].long:
                 long.append(cell(task, method, rate, 0, LONG))
         searches.append(search_of_task)
-    return [[cell(task, "frozen", 0.0, 0) for task in ALL], *searches, seeds, long]
+    return [*searches, seeds, long]
 
 
 def missing(records: Sequence[Cell]) -> list[Cell]:
