@@ -351,18 +351,10 @@ def has_a_gap(records: Sequence[dict[str, Any]], task: str) -> bool:
     return interval([x - low for x in comparison.scores(records, task, "full").values()]).low > 0
 
 
-def shares(records: Sequence[dict[str, Any]], task: str, method: str) -> dict[int, float]:
-    """Return {seed: the share of a task's gap that the method closes}."""
-    low = comparison.start(records, task)
-    high = statistics.fmean(comparison.scores(records, task, "full").values())
-    found = comparison.scores(records, task, method)
-    return {seed: (score - low) / (high - low) for seed, score in found.items()}
-
-
 def mean_share(
     records: Sequence[dict[str, Any]], tasks: Sequence[str], method: str
 ) -> dict[int, float]:
     """Return {seed: the mean share over tasks}, of the seeds that every task has."""
-    found = [shares(records, task, method) for task in tasks]
+    found = [comparison.gain(records, task, method) for task in tasks]
     seeds = set.intersection(*(set(each) for each in found))
     return {seed: statistics.fmean(each[seed] for each in found) for seed in sorted(seeds)}

@@ -25,6 +25,7 @@ from pedagogic_peft.course.choosing import (
 )
 from pedagogic_peft.course.evidence import Difference
 from pedagogic_peft.course.experiments import comparison, comparison_costs, store
+from pedagogic_peft.course.experiments.comparison_floors import floors
 from pedagogic_peft.course.memory import budget
 
 USUAL = {
@@ -156,7 +157,7 @@ def bench(gain):
     """Records in which each method closes ``gain(method, seed)`` of every gap; full closes it all."""
     records = []
     for task in (t for t in comparison.TASKS if comparison.TASKS[t].base == "pocket-gpt"):
-        low = comparison.TASKS[task].chance or 0.0
+        low = max(0.0, floors(task)["guess"])
         for method in ("frozen", *comparison.METHODS):
             for seed in comparison.SEEDS:
                 cell = comparison.cell(task, method, 0.1, seed)
