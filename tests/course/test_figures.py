@@ -79,9 +79,15 @@ def calculator(compute):
     return calculator_explorable(compute, "return {weights: at.n};", [sizes], alt=ALT, unit="GB")
 
 
-def chooser(rules):
-    sizes = Select("size", "size", ["small", "large"])
-    return chooser_explorable([sizes], {"LoRA": rules, "full": {}}, alt=ALT)
+def chooser(advise):
+    questions = [Select("size", "size", ["small", "large"]), Select("n", "n", [1, 2, 3])]
+    return chooser_explorable(questions, advise, alt=ALT)
+
+
+def ranked(size, n):
+    if size == "large":
+        return [("LoRA", True, ["it fits"]), ("full", False, ["too large", f"{n} tasks"])]
+    return [("full", True, ["small"]), ("LoRA", True, [])]
 
 
 def test_rank_explorable_rebuilds_the_matrix(matrix):
@@ -171,9 +177,7 @@ def test_text_cannot_break_out_of_the_page():
         (lambda: Box("a", "a", "frozn", 0), "'frozn': expected one of frozen"),
         (lambda: diagram(("in", "nowhere")), "no box 'nowhere'"),
         (lambda: calculator(lambda n: {"weights": -n}), "-1"),
-        (lambda: chooser({"size": {"tiny": (1, "small")}}), "no answer 'tiny'"),
-        (lambda: chooser({"colour": {"red": (1, "red")}}), "question 'colour'"),
-        (lambda: chooser({"size": {"small": (4, "small")}}), "points 4"),
+        (lambda: chooser(lambda size, n: ranked("large", n)[::-1]), "stands before a possible one"),
     ],
 )
 def test_bad_input_is_refused_by_name(make, named):
@@ -250,10 +254,21 @@ def test_a_calculator_carries_pythons_results_for_the_browser_to_compare():
         assert parts == {"weights": 3 * [1, 2, 4][position]}
 
 
-def test_a_chooser_says_every_rule_to_who_cannot_see_it():
-    figure = chooser({"size": {"small": (2, "41 % here"), "large": (None, "too slow")}})
-    assert "LoRA / size = small: 2, 41 % here" in figure.text
-    assert "LoRA / size = large: out, too slow" in figure.text
+def test_a_chooser_holds_what_the_function_says_of_every_combination():
+    data = data_of(chooser(ranked))
+    assert data["questions"] == [["size", 2], ["n", 3]]
+    cases = [(size, n) for size in ("small", "large") for n in ("1", "2", "3")]
+    for case, number in zip(cases, data["cases"], strict=True):
+        lines = [data["lines"][i] for i in data["rankings"][number]]
+        found = [(data["texts"][o], bool(f), [data["texts"][r] for r in rs]) for o, f, rs in lines]
+        assert found == ranked(*case)
+    assert len(data["rankings"]) == 4  # the three of "small" are one
+
+
+def test_a_chooser_says_its_ranking_to_who_cannot_see_it():
+    assert "1. full: small\n2. LoRA:" in chooser(ranked).text
+    large = chooser(lambda size, n: ranked("large", n)).text
+    assert "1. LoRA: it fits\nexcluded: full: too large; 1 tasks" in large
 
 
 def test_live_controls_are_one_sentence_where_nobody_can_move_them(monkeypatch, capsys):
@@ -274,9 +289,6 @@ def test_live_controls_run_the_function_with_what_the_reader_chose(monkeypatch):
 
 
 def test_figures_carry_the_data_they_are_given():
-    chosen = data_of(chooser({"size": {"small": (2, "It is small.")}}))
-    assert chosen["questions"] == ["size"]
-    assert set(chosen["options"]) == {"LoRA", "full"}
     assert data_of(curves(log_y=True))["logY"] is True and data_of(curves())["logY"] is False
     matrix = np.arange(6.0).reshape(2, 3) + 1
     assert data_of(rank_explorable(matrix, 2, alt=ALT))["name"] == "ΔW"

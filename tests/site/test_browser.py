@@ -100,7 +100,7 @@ def one_of_each_kind():
     yield calculator("return { weights: 2 * at.n, state: 8 * at.n * (at.on ? 1 : 0) };")
     yield f.chooser_explorable(
         [f.Select("data", "examples", ["few", "many"])],
-        {"LoRA": {"data": {"few": (1, "43 %")}}, "full": {"data": {"many": (2, "78 %")}}},
+        lambda data: [("LoRA", True, [f"{data} examples"]), ("full", False, ["too large"])],
         alt=alt,
     )
 

@@ -1,21 +1,23 @@
-const chosen = data.questions.map((name) => [name, at[name].shown]);
-const verdicts = Object.entries(data.options).map(([option, rules]) => {
-  const found = chosen.map(([name, answer]) => rules[name]?.[answer]).filter(Boolean);
-  const out = found.some(([points]) => points === null);
-  const points = out ? -Infinity : found.reduce((sum, [points]) => sum + points, 0);
-  return { option, out, points, reasons: found.map(([points, why]) =>
-    `${points === null ? "✗" : points > 0 ? "+".repeat(points) : "−".repeat(-points)} ${why}`) };
-}).sort((a, b) => b.points - a.points);
-const list = document.createElement("ol");
-list.style.cssText = "margin: 0; padding-left: 1.6rem";
-for (const { option, out, reasons } of verdicts) {
-  const line = document.createElement("li"), title = document.createElement(out ? "s" : "strong");
-  title.textContent = option;
-  line.append(title, reasons.length ? `: ${reasons.join("; ")}` : "");
-  list.append(line);
-}
-stage.replaceChildren(list);
-const left = verdicts.filter(({ out }) => !out);
-const best = left.filter(({ points }) => points === left[0].points).map(({ option }) => option);
-return best.length ? `Start with ${best.join(" or ")}.`
-  : "No option here fits all of this: relax one answer.";
+const place = data.questions.reduce((sum, [name, n]) => sum * n + at[name].index, 0);
+const ranking = data.rankings[data.cases[place]].map((i) => data.lines[i]);
+const list = (kind, lines) => {
+  const made = document.createElement(kind);
+  made.style.cssText = "margin: 0 0 .5rem; padding-left: 1.6rem";
+  made.append(...lines.map(([title, , reasons]) => {
+    const line = document.createElement("li");
+    line.append(cell("strong", data.texts[title]), `: ${reasons.map((i) => data.texts[i]).join("; ")}`);
+    return line;
+  }));
+  return made;
+};
+const FIRST = 3;  // places that are always shown; the others unfold
+const fit = ranking.filter(([, fits]) => fits), out = ranking.filter(([, fits]) => !fits);
+const more = document.createElement("details"), later = list("ol", fit.slice(FIRST));
+more.open = !fit.length || Boolean(stage.querySelector("details")?.open);
+later.start = FIRST + 1;
+const rest = [[later.childElementCount, "more"], [out.length, "excluded"]].filter(([n]) => n);
+more.append(cell("summary", rest.map((each) => each.join(" ")).join(", ")));
+if (fit.length > FIRST) more.append(later);
+if (out.length) more.append(cell("div", "Excluded:"), list("ul", out));
+stage.replaceChildren(...fit.length ? [list("ol", fit.slice(0, FIRST))] : [], ...rest.length ? [more] : []);
+return fit.length ? `Start with ${data.texts[fit[0][0]]}.` : data.none;

@@ -1,67 +1,90 @@
 """A ranking of options by the reader's answers, with reasons."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from pedagogic_peft.course.explorables.controls import Slider
 from pedagogic_peft.course.explorables.core import MovingFigure, explorable, read_script
 
+Ranking = Sequence[tuple[str, bool, Sequence[str]]]
+
 
 def chooser_explorable(
     questions: Sequence[Slider],
-    options: Mapping[str, Mapping[str, Mapping[str, tuple[int | None, str]]]],
+    advise: Callable[..., Ranking],
     *,
     alt: str,
+    none: str = "Nothing fits all of this: change one answer.",
     caption: str = "",
 ) -> MovingFigure:
-    """Rank options by the reader's answers, with the reason for every point.
+    """Rank options by the reader's answers, with the reasons for each place.
+
+    The rule is the page's Python function. It is called for every combination of answers; the browser
+    only looks its answer up, so it cannot say anything else.
 
     Args:
         questions: controls; `Select` reads best.
-        options: {option: {question's name: {answer as shown: (points, reason)}}}. Points from -3 to 3
-            add up; None rules the option out. Take the reasons from what the page measured.
+        advise: called with one answer, as shown, per question. Returns (option, whether it is
+            possible, reasons) of each option, the first to start with, the impossible ones last.
+        none: what is said where nothing is possible.
         alt, caption: as in `explorable`.
 
     Raises:
-        ValueError: a rule for a question or an answer that is not there, or points out of range.
+        ValueError: an impossible option stands before a possible one.
     """
-    answers = {question.name: question.texts for question in questions}
-    for option, rules in options.items():
-        for name, verdicts in rules.items():
-            unknown = set(verdicts) - set(answers.get(name, ()))
-            if unknown:
-                raise ValueError(
-                    f"{option!r}: no answer {sorted(unknown)[0]!r} to a question {name!r}; "
-                    f"expected one of {answers.get(name, sorted(answers))}"
-                )
-            for points, _ in verdicts.values():
-                if points is not None and not -3 <= points <= 3:
-                    raise ValueError(f"{option!r}: points {points}: expected from -3 to 3, or None")
-    plain = {o: {q: {a: list(v) for a, v in r.items()} for q, r in rules.items()}
-             for o, rules in options.items()}  # fmt: skip
-    data = {"questions": list(answers), "options": plain}
-    start = {question.name: question.texts[question.start] for question in questions}
-    found = {o: [r.get(q, {}).get(a) for q, a in start.items()] for o, r in options.items()}
-    still = _list_still(
-        [f"{question.label}: {start[question.name]}" for question in questions]
-        + [f"– {o}: {'; '.join(v[1] for v in vs if v)}" for o, vs in found.items()]
-    )
-    said = [
-        f"{option} / {name} = {answer}: {'out' if points is None else points}, {why}"
-        for option, rules in options.items()
-        for name, verdicts in rules.items()
-        for answer, (points, why) in verdicts.items()
-    ]
+    names = [question.name for question in questions]
+    texts: dict[Hashable, int] = {}
+    lines: dict[Hashable, int] = {}
+    rankings: dict[Hashable, int] = {}
+
+    def line(option: str, fits: bool, reasons: Sequence[str]) -> int:
+        numbered = tuple(_number(texts, reason) for reason in reasons)
+        return _number(lines, (_number(texts, option), int(fits), numbered))
+
+    cases = []
+    for answers in itertools.product(*(question.texts for question in questions)):
+        at = dict(zip(names, answers, strict=True))
+        ranking = advise(**at)
+        possible = [fits for _, fits, _ in ranking]
+        if possible != sorted(possible, reverse=True):
+            raise ValueError(f"advise(**{at}): an impossible option stands before a possible one")
+        cases.append(_number(rankings, tuple(line(*place) for place in ranking)))
+    data = {
+        "questions": [[question.name, len(question.values)] for question in questions],
+        "texts": list(texts),
+        "lines": list(lines),
+        "rankings": list(rankings),
+        "cases": cases,
+        "none": none,
+    }
+    start = advise(**{question.name: question.texts[question.start] for question in questions})
+    said = [f"{question.label}: {question.texts[question.start]}" for question in questions]
+    places = _written(start) or [none]
     return explorable(
         data,
         questions,
         read_script("chooser.js"),
         alt=alt,
-        still=still,
-        summary="\n".join(said),
+        still=_list_still(["; ".join(said), "", *places]),
+        summary="\n".join([*said, *places]),
         caption=caption,
         role="group",
     )
+
+
+def _number(known: dict[Hashable, int], what: Hashable) -> int:
+    """Return the number of ``what``: the next one if it is new."""
+    return known.setdefault(what, len(known))
+
+
+def _written(ranking: Ranking) -> list[str]:
+    """Return the ranking as lines of text."""
+    place = itertools.count(1)
+    return [
+        f"{f'{next(place)}. ' if fits else 'excluded: '}{option}: {'; '.join(reasons)}"
+        for option, fits, reasons in ranking
+    ]
 
 
 def _list_still(lines: Sequence[str]) -> Any:
@@ -69,7 +92,8 @@ def _list_still(lines: Sequence[str]) -> Any:
 
     from matplotlib.figure import Figure
 
-    text = "\n".join(fill(line, 84, subsequent_indent="   ") for line in lines)
-    figure = Figure(figsize=(6.0, 0.2 + 0.17 * (text.count("\n") + 1)), dpi=110)
-    figure.text(0.01, 0.97, text, va="top", fontsize=8)
+    text = "\n".join(fill(line, 96, subsequent_indent="   ") for line in lines)
+    height = 0.2 + 0.15 * (text.count("\n") + 1)
+    figure = Figure(figsize=(6.0, height), dpi=110)
+    figure.text(0.01, 1 - 0.1 / height, text, va="top", fontsize=8)
     return figure
