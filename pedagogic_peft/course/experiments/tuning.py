@@ -4,8 +4,7 @@
 
 Each cell adapts pocket-gpt to sentiment and stores accuracy and loss on 250 validation reviews. The
 rates of a size are those that the rule in `search` asks for: the best one by accuracy has a neighbour on
-either side. Then the best rate is run again: three times as long, where a size has learned little, to
-tell what is slow from what cannot be learned; with five seeds where sizes are compared.
+either side. Where sizes are compared, the best rate has five seeds.
 
 The ranks of LoRA are those of `lora_grid`, whose records `of_ranks` adds; here are the rates beyond its
 edge and two seeds more.
@@ -34,8 +33,7 @@ from pedagogic_peft.course.pocket import tasks
 from pedagogic_peft.course.pocket.lessons import lesson
 
 RESULTS = Path(__file__).with_name("tuning.jsonl")
-STEPS, BATCH_SIZE = 60, 16
-LONG = 3  # times the steps
+BATCH_SIZE = 16
 SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
 MANY = 1500  # training examples, where their number is not what varies
 
@@ -45,34 +43,28 @@ def lora(r: int, alpha: int) -> LoRA:
     return LoRA(r=r, alpha=alpha, target_modules="all-linear")
 
 
-# part: (the method of a size, {size: the learning rates})
-PARTS: dict[str, tuple[Callable[[int], Any], dict[int, tuple[float, ...]]]] = {
-    "bottleneck": (
-        lambda m: BottleneckAdapter(bottleneck_size=m, placement="houlsby"),
-        {
-            2: (1e-3, 3e-3, 1e-2, 3e-2),
-            8: (3e-3, 1e-2, 3e-2, 1e-1),
-            32: (1e-3, 3e-3, 1e-2, 3e-2),
-        },
+# part: (the method of a size, the steps, {size: the learning rates})
+PARTS: dict[str, tuple[Callable[[int], Any], int, dict[int, tuple[float, ...]]]] = {
+    "α = 2r": (lambda r: lora(r, alpha=2 * r), 60, {1: (1e-1,), 4: (1e-1,)}),  # beyond `lora_grid`
+    "α = 16": (lambda r: lora(r, alpha=16), 60, {}),
+    "examples": (
+        lambda n: lora(r=8, alpha=16),
+        60,
+        dict.fromkeys((50, 200, 800), (1e-2,)),  # LoRA's best rate in `lora_grid`
     ),
     "prompt length": (
         lambda n: PromptTuning(num_virtual_tokens=n),
-        {
-            2: (1e-2, 3e-2, 1e-1, 3e-1),
-            8: (3e-2, 1e-1, 3e-1),
-            32: (3e-2, 1e-1, 3e-1, 1.0),
-        },
+        60,
+        {2: (1e-2, 3e-2, 1e-1, 3e-1), 8: (3e-2, 1e-1, 3e-1), 32: (3e-2, 1e-1, 3e-1, 1.0)},
     ),
-    "examples": (
-        lambda n: lora(r=8, alpha=16),
-        dict.fromkeys((50, 200, 800), (1e-2,)),  # LoRA's best rate in `lora_grid`
+    "bottleneck": (
+        lambda m: BottleneckAdapter(bottleneck_size=m, placement="houlsby"),
+        180,  # in 60 steps none learns more than the form of an answer
+        dict.fromkeys((8, 32), (3e-3, 1e-2, 3e-2)),
     ),
-    "α = 2r": (lambda r: lora(r, alpha=2 * r), {1: (1e-1,), 4: (1e-1,)}),  # beyond `lora_grid`
-    "α = 16": (lambda r: lora(r, alpha=16), {}),
 }
-SLOW = ("bottleneck", "prompt length")  # are run at length
 RANKS = {"α = 2r": "2", "α = 16": "16 / r"}  # part: the scaling's name in `lora_grid`
-COMPARED = ("examples", *RANKS)  # have five seeds
+FIVE_SEEDS = ("examples", "α = 16")  # at the best rate
 
 
 @cache
@@ -87,9 +79,7 @@ def material(base: str = "pocket-gpt") -> tuple[Any, Any, list[Any], list[tasks.
     return model, tokenizer, tasks.encode(tokenizer, short), held_out
 
 
-def run(
-    part: str, size: int, lr: float, seed: int, steps: int = STEPS, base: str = "pocket-gpt"
-) -> Cell:
+def run(part: str, size: int, lr: float, seed: int, steps: int, base: str = "pocket-gpt") -> Cell:
     """Train one cell and measure it."""
     frozen, tokenizer, data, reviews = material(base)
     torch.manual_seed(seed)
@@ -104,9 +94,9 @@ def run(
     }
 
 
-def cell(part: str, size: int, lr: float, seed: int, steps: int = STEPS) -> Cell:
+def cell(part: str, size: int, lr: float, seed: int) -> Cell:
     """Return the arguments of `run` as a record."""
-    return {"part": part, "size": size, "lr": lr, "seed": seed, "steps": steps}
+    return {"part": part, "size": size, "lr": lr, "seed": seed, "steps": PARTS[part][1]}
 
 
 def cells(base: str = "pocket-gpt") -> list[Cell]:
@@ -114,7 +104,7 @@ def cells(base: str = "pocket-gpt") -> list[Cell]:
     factor = lesson(base).lr_lora / lesson("pocket-gpt").lr_lora
     return [
         cell(part, size, factor * lr, seed)
-        for part, (_, grid) in PARTS.items()
+        for part, (_, _, grid) in PARTS.items()
         for size, rates in grid.items()
         for lr in rates
         for seed in SEEDS
@@ -133,8 +123,8 @@ def of_ranks(records: Sequence[Cell], grid: Sequence[Cell]) -> list[Cell]:
 
 
 def of_size(records: Sequence[Cell], part: str, size: int) -> list[Cell]:
-    """Return the usual runs of a size, named as `search` wants them."""
-    found = [r for r in records if (r["part"], r["size"], r["steps"]) == (part, size, STEPS)]
+    """Return the runs of a size, named as `search` wants them."""
+    found = [r for r in records if (r["part"], r["size"]) == (part, size)]
     return [
         {"rate": r["lr"], "val": r["accuracy"], "val_loss": r.get("loss", 0.0)} | r for r in found
     ]
@@ -145,22 +135,17 @@ def best_rate(records: Sequence[Cell], part: str, size: int) -> float:
     return search.best_rate(of_size(records, part, size))
 
 
-def again(records: Sequence[Cell]) -> list[Cell]:
-    """Return the runs of the best rates: at length, or with more seeds.
+def more_seeds(records: Sequence[Cell]) -> list[Cell]:
+    """Return the other runs of the best rates that have five seeds.
 
     Args:
         records: those of `of_ranks`.
     """
-    sizes = dict.fromkeys((r["part"], r["size"]) for r in records)
-    best = {(part, size): best_rate(records, part, size) for part, size in sizes}
+    sizes = dict.fromkeys((r["part"], r["size"]) for r in records if r["part"] in FIVE_SEEDS)
     return [
-        cell(part, size, lr, seed, steps)
-        for (part, size), lr in best.items()
-        for seed, steps in (
-            [(seed, LONG * STEPS) for seed in SEEDS]
-            if part in SLOW
-            else [(seed, STEPS) for seed in MORE_SEEDS]
-        )
+        cell(part, size, best_rate(records, part, size), seed)
+        for part, size in sizes
+        for seed in MORE_SEEDS
     ]
 
 
@@ -168,14 +153,14 @@ def results(base: str = "pocket-gpt") -> list[Cell]:
     """Return the grids' records for a base, with those of the ranks; see `store.results`."""
     grid = lora_grid.results(base)
     records = of_ranks(store.results(RESULTS, base, cells, run), grid)
-    return of_ranks(store.results(RESULTS, base, lambda _: again(records), run), grid)
+    return of_ranks(store.results(RESULTS, base, lambda _: more_seeds(records), run), grid)
 
 
 def main() -> None:
     """Run all that is missing."""
     records = store.run_missing(cells(), run, RESULTS)
     grid = store.read(lora_grid.RESULTS)
-    store.run_missing(again(of_ranks(records, grid)), run, RESULTS)
+    store.run_missing(more_seeds(of_ranks(records, grid)), run, RESULTS)
 
 
 if __name__ == "__main__":
