@@ -1,17 +1,13 @@
-"""The grids of page 6.3: how wide a bottleneck, how long a prompt, how many examples, which rank.
+"""The grids of page 6.3: how wide a bottleneck, how long a prompt, how many examples.
 
-    python -m pedagogic_peft.course.experiments.tuning    # runs what is missing, about 15 minutes in all
+    python -m pedagogic_peft.course.experiments.tuning    # runs what is missing, about 10 minutes in all
 
 Each cell adapts pocket-gpt to sentiment and stores accuracy and loss on 250 validation reviews. The
-rates of a size are those that the rule in `search` asks for: the best one by accuracy has a neighbour on
-either side. Where sizes are compared, the best rate has five seeds.
-
-The ranks of LoRA are those of `lora_grid`, whose records `of_ranks` adds; here are the rates beyond its
-edge and two seeds more.
+ranks and scalings of LoRA are in `lora_grid`.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,44 +23,33 @@ from pedagogic_peft import (
     load_base,
     train,
 )
-from pedagogic_peft.course.experiments import lora_grid, search, store
+from pedagogic_peft.course.experiments import store
 from pedagogic_peft.course.experiments.store import Cell
 from pedagogic_peft.course.pocket import tasks
 from pedagogic_peft.course.pocket.lessons import lesson
 
 RESULTS = Path(__file__).with_name("tuning.jsonl")
-BATCH_SIZE = 16
-SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
+STEPS, BATCH_SIZE = 60, 16
+SEEDS = (0, 1, 2)
 MANY = 1500  # training examples, where their number is not what varies
-
-
-def lora(r: int, alpha: int) -> LoRA:
-    """Return LoRA on all linear maps."""
-    return LoRA(r=r, alpha=alpha, target_modules="all-linear")
-
-
-# part: (the method of a size, the steps, {size: the learning rates})
-PARTS: dict[str, tuple[Callable[[int], Any], int, dict[int, tuple[float, ...]]]] = {
-    "α = 2r": (lambda r: lora(r, alpha=2 * r), 60, {1: (1e-1,), 4: (1e-1,)}),  # beyond `lora_grid`
-    "α = 16": (lambda r: lora(r, alpha=16), 60, {}),
-    "examples": (
-        lambda n: lora(r=8, alpha=16),
-        60,
-        dict.fromkeys((50, 200, 800), (1e-2,)),  # LoRA's best rate in `lora_grid`
+# part: (the method of a size, the sizes, the learning rates)
+PARTS: dict[str, tuple[Callable[[int], Any], tuple[int, ...], tuple[float, ...]]] = {
+    "bottleneck": (
+        lambda m: BottleneckAdapter(bottleneck_size=m, placement="houlsby"),
+        (2, 8, 32),
+        (3e-3, 1e-2, 3e-2),
     ),
     "prompt length": (
         lambda n: PromptTuning(num_virtual_tokens=n),
-        60,
-        {2: (1e-2, 3e-2, 1e-1, 3e-1), 8: (3e-2, 1e-1, 3e-1), 32: (3e-2, 1e-1, 3e-1, 1.0)},
+        (2, 8, 32),
+        (3e-2, 1e-1, 3e-1),
     ),
-    "bottleneck": (
-        lambda m: BottleneckAdapter(bottleneck_size=m, placement="houlsby"),
-        180,  # in 60 steps none learns more than the form of an answer
-        dict.fromkeys((8, 32), (3e-3, 1e-2, 3e-2)),
+    "examples": (
+        lambda n: LoRA(r=8, alpha=16, target_modules="all-linear"),
+        (50, 200, 800),
+        (1e-2,),  # LoRA's best rate in `lora_grid`
     ),
 }
-RANKS = {"α = 2r": "2", "α = 16": "16 / r"}  # part: the scaling's name in `lora_grid`
-FIVE_SEEDS = ("examples", "α = 16")  # at the best rate
 
 
 @cache
@@ -79,14 +64,13 @@ def material(base: str = "pocket-gpt") -> tuple[Any, Any, list[Any], list[tasks.
     return model, tokenizer, tasks.encode(tokenizer, short), held_out
 
 
-def run(part: str, size: int, lr: float, seed: int, steps: int, base: str = "pocket-gpt") -> Cell:
+def run(part: str, size: int, lr: float, seed: int, base: str = "pocket-gpt") -> Cell:
     """Train one cell and measure it."""
     frozen, tokenizer, data, reviews = material(base)
     torch.manual_seed(seed)
     model = attach(copy.deepcopy(frozen), PARTS[part][0](size))
-    if part not in RANKS:  # these have all the data, as in `lora_grid`
-        data = data[: size if part == "examples" else MANY]
-    train(model, data, steps=steps, batch_size=BATCH_SIZE, lr=lr, seed=seed, progress=False)
+    data = data[: size if part == "examples" else MANY]
+    train(model, data, steps=STEPS, batch_size=BATCH_SIZE, lr=lr, seed=seed, progress=False)
     return {
         "accuracy": tasks.word_accuracy(model, tokenizer, reviews, lesson(base).labels),
         "loss": round(tasks.loss_per_token(model, tokenizer, reviews), 4),
@@ -94,74 +78,22 @@ def run(part: str, size: int, lr: float, seed: int, steps: int, base: str = "poc
     }
 
 
-def cell(part: str, size: int, lr: float, seed: int) -> Cell:
-    """Return the arguments of `run` as a record."""
-    return {"part": part, "size": size, "lr": lr, "seed": seed, "steps": PARTS[part][1]}
-
-
 def cells(base: str = "pocket-gpt") -> list[Cell]:
-    """Return the cells that choose the rates. Another base's are smaller in one proportion."""
+    """Return every cell of the grids. Another base's rates are smaller in one proportion."""
     factor = lesson(base).lr_lora / lesson("pocket-gpt").lr_lora
     return [
-        cell(part, size, factor * lr, seed)
-        for part, (_, _, grid) in PARTS.items()
-        for size, rates in grid.items()
+        {"part": part, "size": size, "lr": factor * lr, "seed": seed}
+        for part, (_, sizes, rates) in PARTS.items()
+        for size in sizes
         for lr in rates
         for seed in SEEDS
     ]
 
 
-def of_ranks(records: Sequence[Cell], grid: Sequence[Cell]) -> list[Cell]:
-    """Return the records with those of `lora_grid` for the same parts, in one form."""
-    part = {name: part for part, name in RANKS.items()}
-    theirs = [
-        cell(part[r["name"]], r["r"], r["lr"], r["seed"]) | {"accuracy": r["accuracy"]}
-        for r in grid
-        if r["part"] == "scaling" and r["name"] in part
-    ]
-    return [*theirs, *records]
-
-
-def of_size(records: Sequence[Cell], part: str, size: int) -> list[Cell]:
-    """Return the runs of a size, named as `search` wants them."""
-    found = [r for r in records if (r["part"], r["size"]) == (part, size)]
-    return [
-        {"rate": r["lr"], "val": r["accuracy"], "val_loss": r.get("loss", 0.0)} | r for r in found
-    ]
-
-
-def best_rate(records: Sequence[Cell], part: str, size: int) -> float:
-    """Return the rate with the greatest mean accuracy; of equal ones, that with the least loss."""
-    return search.best_rate(of_size(records, part, size))
-
-
-def more_seeds(records: Sequence[Cell]) -> list[Cell]:
-    """Return the other runs of the best rates that have five seeds.
-
-    Args:
-        records: those of `of_ranks`.
-    """
-    sizes = dict.fromkeys((r["part"], r["size"]) for r in records if r["part"] in FIVE_SEEDS)
-    return [
-        cell(part, size, best_rate(records, part, size), seed)
-        for part, size in sizes
-        for seed in MORE_SEEDS
-    ]
-
-
 def results(base: str = "pocket-gpt") -> list[Cell]:
-    """Return the grids' records for a base, with those of the ranks; see `store.results`."""
-    grid = lora_grid.results(base)
-    records = of_ranks(store.results(RESULTS, base, cells, run), grid)
-    return of_ranks(store.results(RESULTS, base, lambda _: more_seeds(records), run), grid)
-
-
-def main() -> None:
-    """Run all that is missing."""
-    records = store.run_missing(cells(), run, RESULTS)
-    grid = store.read(lora_grid.RESULTS)
-    store.run_missing(more_seeds(of_ranks(records, grid)), run, RESULTS)
+    """Return the grids' records for a base; see `store.results`."""
+    return store.results(RESULTS, base, cells, run)
 
 
 if __name__ == "__main__":
-    main()
+    store.run_missing(cells(), run, RESULTS)
