@@ -14,7 +14,7 @@ the network. Where a method has no meaning, `NO_MEANING` says why.
 import copy
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,10 +232,19 @@ def cell(task: str, method: str, rate: float, seed: int, times: int = 1) -> Cell
 def stages(records: Sequence[Cell]) -> list[list[Cell]]:
     """Return the runs that the rule asks for, given those that are known, in order.
 
-    First the search of every task, then the seeds of the best rates, then the long runs.
+    First the search of every task, then the seeds of the best rates, then the long runs; the variants
+    come last.
     """
+    return [
+        [cell(task, "frozen", 0.0, 0) for task in ALL],
+        *_stages(records, TASKS),
+        *_stages(records, VARIANTS),
+    ]
+
+
+def _stages(records: Sequence[Cell], of: Iterable[str]) -> list[list[Cell]]:
     searches, seeds, long = [], [], []
-    for task in ALL:
+    for task in of:
         search_of_task = []
         for method in (m for m in METHODS if meaningful(m, task)):
             known = runs(records, task, method)
@@ -247,7 +256,7 @@ def stages(records: Sequence[Cell]) -> list[list[Cell]]:
             if ALL[task].long:
                 long.append(cell(task, method, rate, 0, LONG))
         searches.append(search_of_task)
-    return [[cell(task, "frozen", 0.0, 0) for task in ALL], *searches, seeds, long]
+    return [*searches, seeds, long]
 
 
 def missing(records: Sequence[Cell]) -> list[Cell]:

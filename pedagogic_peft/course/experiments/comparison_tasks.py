@@ -83,7 +83,8 @@ def words_right(model: Any, tokenizer: Any, examples: Sequence[Example]) -> floa
     """
     batch = pad_collate(tokenizer.pad_token_id)(tasks.encode(tokenizer, examples))
     labels = batch.pop("labels")[:, 1:]
-    likeliest = model(**batch).logits[:, :-1].argmax(-1)
+    logits = model(**{key: values.to(model.device) for key, values in batch.items()}).logits
+    likeliest = logits[:, :-1].argmax(-1).cpu()
     idle = torch.tensor([-100, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(".")])
     counts = ~torch.isin(labels, idle)
     return float((likeliest == labels)[counts].float().mean())
@@ -151,6 +152,7 @@ def loss_of(base: str, model: Any, examples: list[Any]) -> float:
     with torch.no_grad():
         images = torch.stack([e["pixel_values"] for e in examples])
         labels = torch.tensor([e["labels"] for e in examples])
+        images, labels = images.to(model.device), labels.to(model.device)
         return float(model(pixel_values=images, labels=labels).loss)
 
 
