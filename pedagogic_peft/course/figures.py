@@ -13,6 +13,7 @@ is a file of its own in the folder ``explorables``, with its script beside it.
 | who looks at whom, by how much? | `heatmap_explorable` |
 | what sits where, and what runs next? | `diagram_explorable` |
 | what does my own case cost? | `calculator_explorable` |
+| what does my training step hold? | `memory_calculator` |
 | which one should I take? | `chooser_explorable` |
 | (anything matplotlib can draw) | `frame_slider` |
 | (anything JavaScript can draw) | `explorable` |
@@ -30,6 +31,7 @@ from pedagogic_peft.course.explorables.diagram import Box, Diagram, diagram_expl
 from pedagogic_peft.course.explorables.frames import frame_slider
 from pedagogic_peft.course.explorables.heatmap import HeatMap, heatmap_explorable
 from pedagogic_peft.course.explorables.live import live
+from pedagogic_peft.course.explorables.memory_calculator import memory_calculator
 from pedagogic_peft.course.explorables.palette import PALETTE
 from pedagogic_peft.course.explorables.ranks import rank_explorable
 
@@ -52,6 +54,7 @@ __all__ = [
     "frame_slider",
     "heatmap_explorable",
     "live",
+    "memory_calculator",
     "rank_explorable",
     "use_style",
 ]

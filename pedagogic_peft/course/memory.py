@@ -6,8 +6,10 @@ three are products of a count and a size. The fourth is counted here tensor by t
 of transformers with its default attention (SDPA), which keeps no (sequence x sequence) matrix, and
 without dropout. The activation function is one kernel: GPT-2's "gelu_new" is written out and keeps
 three more tensors of the feed-forward width in each layer; "gelu_pytorch_tanh" is the same in one.
-What comes on top is not in the formula: buffers that live for a moment, the allocator's fragments, the
-libraries themselves.
+Of the buffers that live for a moment the largest is counted too: at the loss there are three float32
+tensors of (tokens, vocabulary) at once, the logarithms of the softmax and two gradients, of which
+autograd keeps the first. What comes on top is not in the formula: other short-lived buffers, the
+allocator's fragments, the libraries themselves.
 """
 
 from collections.abc import Mapping
@@ -22,7 +24,14 @@ METHODS = ("full", "LoRA", "LoRA, q and v", "QLoRA")
 # Bytes of a frozen weight, and of a trained weight, its gradient and one moment. "mixed" holds the
 # weights and gradients in 16 bits, and a float32 copy of the trained weights that the optimiser moves.
 PRECISIONS = {"float32": (4, 4, 4, 4), "mixed": (2, 6, 2, 4), "bfloat16": (2, 2, 2, 2)}
-MOMENTS = {"AdamW": 2, "SGD with momentum": 1, "SGD": 0}
+# How many moments, and the bytes of one where they are not the precision's. 8 bits with a float32 scale
+# for each block of 2,048 (Dettmers et al. 2022, arXiv:2110.02861, section 2.1).
+MOMENTS: Mapping[str, tuple[int, float | None]] = {
+    "AdamW": (2, None),
+    "8-bit AdamW": (2, 1 + 4 / 2048),
+    "SGD with momentum": (1, None),
+    "SGD": (0, None),
+}
 # NF4: 4 bits, and a scale for 64 weights in 8 bits, with a float32 for 256 scales (Dettmers et al. 2023).
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
@@ -48,6 +57,7 @@ class Decoder:
         kv_width: width of the keys, and of the values; smaller than ``width`` with grouped queries.
         positions: learned positions (GPT-2).
         tied: the head shares its matrix with the input embedding.
+        head_norms: queries and keys are normalised head by head (Qwen3).
     """
 
     kind: str
@@ -59,14 +69,15 @@ class Decoder:
     kv_width: int
     positions: int = 0
     tied: bool = True
+    head_norms: bool = False
 
     @classmethod
     def of(cls, config: Any) -> "Decoder":
         """Read the sizes from a transformers configuration.
 
         Raises:
-            ValueError: the architecture is neither GPT-2's nor Llama's, or a variant: heads that do not
-                share the width, or Llama's maps with biases.
+            ValueError: the architecture is not GPT-2's, Llama's or Qwen3's, or a variant: heads that do not
+                share the width, or maps of Llama's kind with biases.
         """
         kind = config.model_type
         if kind == "gpt2":
@@ -74,17 +85,19 @@ class Decoder:
             blocks = (config.n_layer, d, f, config.n_head, config.vocab_size)
             tied = config.tie_word_embeddings
             return cls(kind, *blocks, kv_width=d, positions=config.n_positions, tied=tied)
-        if kind != "llama":
-            raise ValueError(f"model_type={kind!r}: the formula knows gpt2 and llama")
+        if kind not in ("llama", "qwen3"):
+            raise ValueError(f"model_type={kind!r}: the formula knows gpt2, llama and qwen3")
         d, heads = config.hidden_size, config.num_attention_heads
         sizes = (config.num_hidden_layers, d, config.intermediate_size, heads, config.vocab_size)
-        if config.head_dim * heads != d or config.attention_bias or config.mlp_bias:
+        mlp_bias = getattr(config, "mlp_bias", False)  # Qwen3 has no such option
+        if config.head_dim * heads != d or config.attention_bias or mlp_bias:
             raise ValueError(
                 f"head_dim={config.head_dim}, attention_bias={config.attention_bias}, "
-                f"mlp_bias={config.mlp_bias}: the formula is for {heads} heads of {d // heads}, no biases"
+                f"mlp_bias={mlp_bias}: the formula is for {heads} heads of {d // heads}, no biases"
             )
         kv = config.num_key_value_heads * d // heads
-        return cls(kind, *sizes, kv, tied=config.tie_word_embeddings)
+        tied = config.tie_word_embeddings
+        return cls("llama", *sizes, kv, tied=tied, head_norms=kind == "qwen3")
 
     def maps(self, method: str = "LoRA") -> list[tuple[int, int]]:
         """Return (d_in, d_out) of the linear maps of one layer that a LoRA method sits on."""
@@ -101,6 +114,7 @@ class Decoder:
         linear = sum(d_in * d_out for d_in, d_out in self.maps())
         # per layer: two norms; GPT-2's have a bias each, and so has every linear map
         extra = 4 * d + sum(d_out for _, d_out in self.maps()) if self.kind == "gpt2" else 2 * d
+        extra += 2 * (d // self.heads) if self.head_norms else 0
         last_norm = 2 * d if self.kind == "gpt2" else d
         tables = self.vocabulary * (1 if self.tied else 2) + self.positions
         return self.layers * (linear + extra) + last_norm + tables * d
@@ -120,7 +134,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of a training step."""
+    """Bytes of a training step, as long as they stay; what the loss needs for a moment is `loss_memory`."""
 
     weights: float
     gradients: float
@@ -143,6 +157,7 @@ def budget(
     precision: str = "float32",
     optimizer: str = "AdamW",
     checkpointing: bool = False,
+    chunk: int | None = None,
 ) -> Budget:
     """Return the memory of one training step by formula.
 
@@ -154,10 +169,14 @@ def budget(
         precision: one of ``PRECISIONS``.
         optimizer: one of ``MOMENTS``.
         checkpointing: keep only each layer's input, and one layer's activations at a time.
+        chunk: the loss is computed for so many tokens at a time; see `loss_memory`. Then autograd keeps
+            nothing of it.
 
     Raises:
-        ValueError: there is no such method, precision or optimiser.
+        ValueError: there is no such method, precision or optimiser, or ``chunk`` is below 1.
     """
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}: expected None, or tokens from 1 on")
     for name, value, known in (
         ("precision", precision, PRECISIONS),
         ("optimizer", optimizer, MOMENTS),
@@ -173,7 +192,26 @@ def budget(
     elif method != "full":
         weights += N * frozen
     kept = activations(decoder, batch, sequence, method, r, frozen, checkpointing)
-    return Budget(weights, n * gradient, n * moment * MOMENTS[optimizer], kept)
+    if chunk is not None:
+        kept -= 4 * decoder.vocabulary * batch * sequence
+    count, size = MOMENTS[optimizer]
+    return Budget(weights, n * gradient, n * count * (size or moment), kept)
+
+
+def loss_memory(decoder: Decoder, batch: int, sequence: int, chunk: int | None = None) -> float:
+    """Return the bytes that the loss needs for a moment, beside what `budget` counts.
+
+    Three float32 tensors of (tokens, vocabulary) are there at once when the backward pass begins: the
+    logarithms of the softmax and two gradients. `activations` counts the first. A chunked loss ("fused
+    linear" or "cut" cross-entropy) never has the logits of all tokens together: it computes those of
+    ``chunk`` tokens, and again in the backward pass.
+
+    Args:
+        decoder, batch, sequence: as in `budget`.
+        chunk: how many tokens at a time; None for all.
+    """
+    logits, tokens = 4 * decoder.vocabulary, batch * sequence  # bytes for one token
+    return 2 * tokens * logits if chunk is None else 3 * min(chunk, tokens) * logits
 
 
 def activations(
@@ -200,6 +238,11 @@ def activations(
     # the two norms' inputs and statistics, the rest, and one normaliser for each head
     layer: float = 2 * norm * d + size * (elements + ranks * r) + 4 * decoder.heads
     layer += 4 * (2 if llama else 4)
+    if (
+        decoder.head_norms
+    ):  # inputs and statistics; the normalised vectors where the norm is trained
+        both = d + decoder.kv_width
+        layer += (norm + (size if method == "full" else 0)) * both + 4 * both * decoder.heads / d
     last: float = (
         norm * d + 4 * decoder.vocabulary
     )  # the last norm's input, and the softmax of the loss
@@ -207,6 +250,8 @@ def activations(
         last += size * d * (2 if llama else 1)
     else:
         last -= norm * d  # below the first LoRA no gradient is needed: its norm keeps no input
+        if decoder.head_norms and method == "LoRA, q and v":  # nor that of its keys
+            last -= norm * decoder.kv_width + 4 * decoder.kv_width * decoder.heads / d
     tokens = batch * sequence
     if checkpointing:
         return tokens * (decoder.layers * d * size + layer + last)

@@ -12,6 +12,7 @@ from pedagogic_peft.course.memory import (
     activations,
     budget,
     kept_by_autograd,
+    loss_memory,
 )
 
 SHAPES = [(2, 16), (4, 40)]
@@ -42,10 +43,17 @@ def llama(**more):
     return hf.LlamaForCausalLM(config)
 
 
+def qwen3():
+    sizes = {"hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12}
+    return hf.Qwen3ForCausalLM(hf.Qwen3Config(vocab_size=90, **sizes, **heads))
+
+
 MODELS = {
     "pocket-gpt": lambda: load_base("pocket-gpt")[0],
     "gpt2": lambda: gpt2(vocab_size=90, n_embd=48, n_layer=3, n_head=4, n_positions=64),
     "llama": lambda: llama(num_key_value_heads=4, tie_word_embeddings=False),
+    "qwen3": qwen3,
 }
 
 
@@ -113,6 +121,11 @@ def test_known_models_have_their_known_sizes():
     seventy = Decoder("llama", 80, 8192, 28_672, 64, 32_000, 1024, tied=False)
     assert seven.parameters() == 6_738_415_616
     assert seventy.parameters() == 68_976_648_192
+    # Llama 3, 8 B, and Qwen3, 8 B: also from the published configurations
+    llama3 = Decoder("llama", 32, 4096, 14_336, 32, 128_256, 1024, tied=False)
+    assert llama3.parameters() == 8_030_261_248
+    qwen = Decoder("llama", 36, 4096, 12_288, 32, 151_936, 1024, tied=False, head_norms=True)
+    assert qwen.parameters() == 8_190_735_360
 
 
 def test_precisions_and_optimisers_count_their_bytes():
@@ -169,7 +182,9 @@ def test_gelu_new_keeps_three_more_tensors_in_each_layer():
 
 
 def test_another_architecture_is_an_error():
-    with pytest.raises(ValueError, match="model_type='opt': the formula knows gpt2 and llama"):
+    with pytest.raises(
+        ValueError, match="model_type='opt': the formula knows gpt2, llama and qwen3"
+    ):
         Decoder.of(hf.OPTConfig())
 
 
@@ -188,3 +203,37 @@ def test_a_layer_keeps_exactly_the_bytes_of_the_formula(kind):
 
     (one, by_formula), (three, again) = found(1), found(3)
     assert three - one == again - by_formula
+
+
+def test_the_peak_lies_at_the_loss_where_the_vocabulary_is_large():
+    from pedagogic_peft.course.experiments.comparison_costs import highest_water
+
+    config = llama(num_key_value_heads=4).config
+    config.vocab_size = 20_000
+    model = hf.LlamaForCausalLM(config).train()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # so that no gradient is allocated
+    decoder, ids = Decoder.of(config), torch.randint(5, 80, (4, 40))
+    counted = highest_water(
+        lambda: model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    )
+    kept = activations(decoder, 4, 40)
+    assert counted == pytest.approx(kept + loss_memory(decoder, 4, 40), rel=0.02)
+    assert counted > 2 * kept
+
+
+def test_a_chunked_loss_never_holds_all_logits():
+    decoder = Decoder("llama", 2, 64, 128, 4, 1000, 64)
+    whole, chunked = budget(decoder, 4, 40), budget(decoder, 4, 40, chunk=16)
+    assert whole.activations - chunked.activations == 4 * 1000 * 160
+    assert loss_memory(decoder, 4, 40) == 2 * 4 * 1000 * 160
+    assert loss_memory(decoder, 4, 40, chunk=16) == 3 * 4 * 1000 * 16
+    assert loss_memory(decoder, 4, 40, chunk=999) == 3 * 4 * 1000 * 160
+    with pytest.raises(ValueError, match="chunk=0"):
+        budget(decoder, 4, 40, chunk=0)
+
+
+def test_8_bit_moments_take_a_byte_and_a_scale_for_each_block():
+    decoder = Decoder("llama", 2, 64, 128, 4, 1000, 64)
+    found = budget(decoder, 1, 1, optimizer="8-bit AdamW", precision="bfloat16").moments
+    assert found == pytest.approx(2 * decoder.parameters() * (1 + 4 / 2048))
