@@ -1,4 +1,4 @@
-"""How much of their attention the tokens of a text give to a prefix."""
+"""How much of their attention the tokens of a text give to each other, and to a prefix."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,17 +29,44 @@ def attention_shares(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: the model's attention is not transformers' SDPA, as for `PrefixTuning`.
     """
+    found = _watch(model, batch)
+    return {path: seen[..., :n] for path, (n, seen) in found.items() if n}
+
+
+def attention_weights(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the attention weights of every attention, as transformers' ``output_attentions`` would.
+
+    Unlike that option it works with prefixes, and with the attention function that the model has.
+
+    Args:
+        model, batch: as in `attention_shares`; the model needs no prefix.
+
+    Returns:
+        ``{path: (batch, heads, queries, n + keys)}`` in float32, the n positions of prefixes in front;
+        each row sums to 1.
+
+    Raises:
+        ValueError: as `attention_shares`.
+    """
+    return {path: seen for path, (_, seen) in _watch(model, batch).items()}
+
+
+def _watch(model: Any, batch: Mapping[str, Any]) -> dict[str, tuple[int, Tensor]]:
+    """Return ``{path: (n, weights)}`` of a forward pass."""
     attention.check_can_take_over(model)
     paths = {module: path for path, module in View(model).modules.items()}
-    shares: dict[str, Tensor] = {}
+    found: dict[str, tuple[int, Tensor]] = {}
 
     def watch(module: Any, n: int, Q: Tensor, K: Tensor, V: Tensor, mask: Any, more: Any) -> None:
-        if n:
-            shares[paths[module]] = weights(Q, K, mask, more)[..., :n]
+        if mask is None and Q.shape[2] > 1 and getattr(module, "is_causal", False):
+            # transformers left it out, since its kernel knows that no token looks ahead
+            mask = torch.ones(Q.shape[2], K.shape[2], dtype=torch.bool, device=Q.device)
+            mask = mask.tril(K.shape[2] - Q.shape[2])
+        found[paths[module]] = n, weights(Q, K, mask, more)
 
     with torch.no_grad(), watched(model, watch):
         model(**batch)
-    return shares
+    return found
 
 
 def weights(Q: Tensor, K: Tensor, mask: Any, more: Mapping[str, Any]) -> Tensor:

@@ -41,7 +41,7 @@ def test_every_run_of_the_comparison_of_sizes_is_stored_once():
         cell
         for base in prompt_limits.BASES
         for cell in prompt_limits.search(base) + prompt_limits.repeats(records, base)
-    ]
+    ] + prompt_limits.controls()
     stored = [{key: record[key] for key in cells[0]} for record in records]
     assert len(records) == len(cells) and all(cell in stored for cell in cells)
 

@@ -1,6 +1,6 @@
-"""The experiment of page 4.4: what is elicited, what is taught, and does the model's size matter?
+"""The experiment of pages 4.3 and 4.4: what is elicited, what is taught, and does the model's size matter?
 
-    python -m pedagogic_peft.course.experiments.prompt_limits    # runs what is missing, 20 minutes in all
+    python -m pedagogic_peft.course.experiments.prompt_limits    # runs what is missing, 25 minutes in all
 
 Two tasks, three sizes of pocket-gpt, five methods, 60 steps. Each method tries four or five learning
 rates on seed 0; the one with the best validation score is run on two seeds more. "style" is a way of
@@ -8,9 +8,13 @@ telling that pretraining held, seldom. Half of the reviews of "sentiment" hang o
 pretraining never told the verdict of those: who knows all the others and guesses there is right in
 three of four. The largest model is trained on "sentiment" once more, five times as long, by all
 methods but full fine-tuning.
+
+What a method did not do in so few steps it may be slow at. So `controls` trains the prompt longer on
+"style", and on "pirate", a tone that pretraining never held.
 """
 
 import copy
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,8 @@ RESULTS = Path(__file__).with_name("prompt_limits.jsonl")
 BASES = ("pocket-gpt-tiny", "pocket-gpt-small", "pocket-gpt")
 TASKS, STYLE = ("style", "sentiment"), "tale"
 STEPS, LONGER = 60, 300
+SETTLED = 180  # steps of the prompt on "style"
+WORDS = "hey , hey , leo was happy , so they sang !"  # where the prompt for "pirate" begins
 SETTINGS: dict[str, Any] = {"steps": STEPS, "batch_size": 16, "progress": False}
 METHODS: dict[str, tuple[Any, tuple[float, ...]]] = {
     "prompt": (PromptTuning(16), (0.01, 0.03, 0.1, 0.3)),
@@ -55,11 +61,20 @@ def base(name: str) -> tuple[Any, Any]:
     return load_base(name)
 
 
+def method_of(method: str) -> Any:
+    """Return the method; "words" is a prompt that begins as WORDS, of the same length."""
+    if method != "words":
+        return METHODS[method][0]
+    ids = base("pocket-gpt")[1](WORDS, add_special_tokens=False).input_ids
+    return PromptTuning(len(ids), init=ids)
+
+
 @cache
 def data(task: str) -> list[dict[str, list[int]]]:
     """Return the training examples: short ones, for they are quicker."""
-    if task == "style":
-        examples = tasks.styled(STYLE, 1000, seed=1, sentences=1)
+    if task in ("style", "pirate"):
+        tone = STYLE if task == "style" else task
+        examples = tasks.styled(tone, 1000, seed=1, sentences=1)
     else:
         examples = [e for e in tasks.sentiment(2000, seed=1) if len(e.prompt.split()) <= 16]
     return tasks.encode(base("pocket-gpt")[1], examples)
@@ -70,9 +85,22 @@ def contrast(example: tasks.Example) -> bool:
     return not {"but", "although"}.isdisjoint(example.prompt.split())
 
 
+def in_tone(model: Any, tone: str, seed: int) -> float:
+    """Return the share of 50 continuations that have a sentence, and all of whose sentences wear the tone."""
+    openings = [e.prompt for e in tasks.styled(tone, 50, seed)]
+    told = [
+        re.findall(r"[^.!?]+[.!?]", text)
+        for text in tasks.continuations(model, base("pocket-gpt")[1], openings)
+    ]
+    good = [bool(some) and all(tasks.wears(s.strip(), tone) for s in some) for some in told]
+    return sum(good) / len(good)
+
+
 def score(task: str, model: Any, seed: int) -> float:
-    """Return the share of sentences that wear the style, or the accuracy on 250 reviews."""
+    """Return the share of sentences that wear the style, of continuations ("pirate"), or of 250 verdicts."""
     tokenizer = base("pocket-gpt")[1]
+    if task == "pirate":
+        return in_tone(model, task, seed)
     if task == "style":
         return tasks.style_accuracy(model, tokenizer, STYLE, tasks.styled(STYLE, 50, seed))
     return tasks.word_accuracy(model, tokenizer, tasks.sentiment(250, seed), tasks.VERDICTS)
@@ -81,10 +109,10 @@ def score(task: str, model: Any, seed: int) -> float:
 def run(base_name: str, task: str, method: str, lr: float, seed: int, steps: int) -> Cell:
     """Train one cell; return its scores on validation and test set, and how many parameters.
 
-    The longer runs also return the test score on the reviews with a contrast alone.
+    Longer runs on "sentiment" also return the test score on the reviews with a contrast alone.
     """
     torch.manual_seed(seed)
-    model, chosen = copy.deepcopy(base(base_name)[0]), METHODS[method][0]
+    model, chosen = copy.deepcopy(base(base_name)[0]), method_of(method)
     if chosen is not None:
         attach(model, chosen)
     trainable = count_parameters(model).trainable
@@ -93,10 +121,10 @@ def run(base_name: str, task: str, method: str, lr: float, seed: int, steps: int
     except FloatingPointError:  # the rate was far too large
         return {"val": 0.0, "test": 0.0, "trainable": trainable}
     scores = {name: round(score(task, model, held), 4) for name, held in (("val", 3), ("test", 2))}
-    if steps == LONGER:
+    tokenizer = base(base_name)[1]
+    if task == "sentiment" and steps > STEPS:
         asked = [e for e in tasks.sentiment(250, 2) if contrast(e)]
-        found = tasks.word_accuracy(model, base(base_name)[1], asked, tasks.VERDICTS)
-        scores["contrast"] = round(found, 4)
+        scores["contrast"] = round(tasks.word_accuracy(model, tokenizer, asked, tasks.VERDICTS), 4)
     return scores | {"trainable": trainable}
 
 
@@ -109,6 +137,22 @@ def search(base_name: str) -> list[Cell]:
         {"base_name": base_name, "task": task, "method": m, "lr": lr, "seed": 0, "steps": steps}
         for task, m, steps, rates in kinds
         for lr in rates
+    ]
+
+
+def controls() -> list[Cell]:
+    """Return the longer runs that tell what is slow from what is not learned, the shortest first."""
+    largest, three = BASES[-1], (0, 1, 2)
+    rows: list[tuple[Any, ...]] = [  # base, task, method, rate, seeds, steps
+        (largest, "pirate", "prefix", 1.0, three, STEPS),
+        (largest, "style", "prompt", 0.03, three, SETTLED),
+        (largest, "pirate", "words", 0.1, (0,), LONGER),
+    ]
+    keys = ("base_name", "task", "method", "lr", "seed", "steps")
+    return [
+        dict(zip(keys, (base_name, task, method, lr, seed, steps), strict=True))
+        for base_name, task, method, lr, seeds, steps in rows
+        for seed in seeds
     ]
 
 
@@ -132,3 +176,4 @@ if __name__ == "__main__":
     for name in BASES:
         run_missing(search(name), run, RESULTS)
         run_missing(repeats(read(RESULTS), name), run, RESULTS)
+    run_missing(controls(), run, RESULTS)
