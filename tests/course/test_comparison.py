@@ -1,46 +1,30 @@
 """The bench of chapter 5: its rule, its metric and its measurements of costs."""
 
-from collections import Counter
-
 import pytest
 import torch
 
-from pedagogic_peft.course.experiments import comparison, comparison_costs, store
+from pedagogic_peft.course.experiments import (
+    comparison,
+    comparison_costs,
+    comparison_tasks,
+    search,
+    store,
+)
+from pedagogic_peft.course.experiments.comparison_floors import floors
 from pedagogic_peft.course.pocket import stories, tasks
 
 BASES = ("pocket-gpt", "pocket-vit")
 
 
-def record(rate, val_loss, seed=0, method="LoRA"):
-    cell = {"task": "sentiment", "method": method, "rate": rate, "seed": seed, "n": comparison.MANY}
-    return cell | {"val_loss": val_loss}
-
-
-def next_after(losses: dict) -> list:
-    records = [record(rate, loss) for rate, loss in losses.items()]
-    return comparison.next_rates(records, "sentiment", "LoRA")
-
-
-def test_the_search_goes_on_until_both_neighbours_of_the_best_rate_were_tried():
-    assert next_after({}) == [3e-3, 1e-2, 3e-2]
-    assert next_after({3e-3: 2.0, 1e-2: 1.0}) == [3e-2]
-    assert next_after({3e-3: 2.0, 1e-2: 1.0, 3e-2: 2.0}) == []
-    assert next_after({3e-3: 1.0, 1e-2: 2.0, 3e-2: 3.0}) == [1e-3]
-    assert next_after({3e-3: 3.0, 1e-2: 2.0, 3e-2: 1.0}) == [1e-1]
-    assert next_after({3e-3: 3.0, 1e-2: 2.0, 3e-2: None}) == []  # the loss was not finite
-
-
-def test_the_search_ends_after_so_many_rates():
-    falling = {rate: -rate for rate in comparison.GRID[3 : 3 + comparison.MOST_RATES]}
-    assert next_after(falling) == []
-
-
-def quick_run(task, method, rate, seed, n):
-    return {"val_loss": abs(torch.tensor(rate or 1).log10().item() + 1), "test": 1.0, "kept": seed}
+def quick_run(task, method, rate, seed, n, steps):
+    """Best at 0.1, whatever the seed, the task and the length."""
+    val = -abs(torch.tensor(rate or 1).log10().item() + 1)
+    return {"val": val, "val_loss": -val, "test": 1.0, "kept": seed}
 
 
 def test_a_bench_that_was_killed_ends_with_the_same_runs(tmp_path, monkeypatch):
     found = {}
+    monkeypatch.setattr(comparison.os, "cpu_count", lambda: 1)  # in this process
     for name, deaths in (("whole", ()), ("killed", (3, 100, 101, 300))):
         path, ran = tmp_path / name, []
 
@@ -59,8 +43,10 @@ def test_a_bench_that_was_killed_ends_with_the_same_runs(tmp_path, monkeypatch):
         found[name] = sorted(map(str, store.read(path)))
         assert comparison.missing(store.read(path)) == []
     assert found["whole"] == found["killed"]
-    best = {r["rate"] for r in store.read(path) if r["seed"] == 2}
-    assert best == {0.1}  # where the loss is lowest
+    records = store.read(path)
+    assert {r["rate"] for r in records if r["seed"] == 4} == {0.1}  # where the score is highest
+    long = [r for r in records if r["steps"] > comparison.ALL[r["task"]].steps]
+    assert {(r["rate"], r["seed"]) for r in long} == {(0.1, 0)}
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -76,29 +62,32 @@ def test_a_method_without_meaning_is_one_that_the_library_refuses(method, base):
 
 def test_nothing_of_the_bench_is_missing():
     records = store.read(comparison.RESULTS)
-    keys = [tuple(r[k] for k in ("task", "method", "rate", "seed", "n")) for r in records]
+    keys = [tuple(r[k] for k in ("task", "method", "rate", "seed", "n", "steps")) for r in records]
     assert len(set(keys)) == len(keys)
     assert all(
-        {"date", "torch", "machine", "val_loss", "test", "kept"} <= r.keys() for r in records
+        {"date", "torch", "machine", "val", "val_loss", "test", "kept"} <= r.keys() for r in records
     )
-    assert comparison.finished(records) == list(comparison.ALL)
+    assert comparison.missing(records) == []
+    assert comparison.missing(records[:-1]) != []
+
+
+def test_no_best_rate_of_the_bench_is_at_an_edge_and_every_number_has_five_seeds():
+    records = store.read(comparison.RESULTS)
     for task in comparison.ALL:
         for method in (m for m in comparison.METHODS if comparison.meaningful(m, task)):
-            seeds = [r["seed"] for r in comparison.chosen(records, task, method)]
-            assert sorted(seeds) == list(comparison.ALL[task].seeds)
-    one = comparison.chosen(records, "vision", "LoRA")[2]
-    assert "vision" not in comparison.finished([r for r in records if r != one])
-
-
-def test_a_variant_with_a_shorter_search_stops_there():
-    records = [record(rate, -rate) | {"task": "vision, long"} for rate in (3e-3, 1e-2, 3e-2)]
-    assert comparison.next_rates(records, "vision, long", "LoRA") == []
+            known = comparison.runs(records, task, method)
+            assert not search.at_edge(known), (task, method)
+            assert set(comparison.scores(records, task, method)) == set(comparison.SEEDS)
+            if comparison.ALL[task].long:
+                long = comparison.longer(records, task, method)
+                assert long["steps"] == 3 * comparison.ALL[task].steps
 
 
 def test_a_run_again_is_what_was_stored():
     for method in ("head", "(IA)³"):
         stored = comparison.chosen(store.read(comparison.RESULTS), "vision", method)[2]
-        again = comparison.run("vision", method, stored["rate"], stored["seed"], stored["n"])
+        cell = {key: stored[key] for key in ("rate", "seed", "n", "steps")}
+        again = comparison.run("vision", method, **cell)
         assert again == pytest.approx({key: stored[key] for key in again}, abs=0.02)
 
 
@@ -121,7 +110,7 @@ def test_the_head_that_is_trained_is_not_the_input_embedding():
 
 
 def test_words_right_counts_the_words_one_by_one():
-    model, tokenizer = comparison.load("pocket-gpt")
+    model, tokenizer = comparison_tasks.load("pocket-gpt")
     examples = tasks.translation(8, seed=5)
     right = []
     for example in examples:
@@ -132,31 +121,44 @@ def test_words_right_counts_the_words_one_by_one():
             right.append(tokenizer.decode(logits.argmax()).strip() == word)
             said += " " + word
     assert 0 < sum(right) < len(right)
-    found = comparison.words_right(model, tokenizer, examples)
+    found = comparison_tasks.words_right(model, tokenizer, examples)
     assert found == pytest.approx(sum(right) / len(right))
 
 
-def test_chance_in_translation_is_the_name_and_the_most_frequent_words():
-    answers = [e.answer.removesuffix(" .").split() for e in tasks.translation(1000, seed=9)]
-    examples = tasks.translation(1000, seed=9)
-    copied = sum(w in e.prompt.split() for e, a in zip(examples, answers, strict=True) for w in a)
-    places = [Counter(words) for words in zip(*answers, strict=True)]
-    likeliest = [place.most_common(1)[0][1] for place in (places[0], places[1], places[3])]
-    share = (copied + sum(likeliest)) / (4 * len(answers))
-    assert share == pytest.approx(comparison.TASKS["translation"].chance, abs=0.015)
+def frozen(task, test):
+    keys = {"task": task, "method": "frozen", "steps": comparison.ALL[task].steps}
+    return keys | {"rate": 0.0, "seed": 0, "test": test}
 
 
-def test_a_gain_counts_from_chance_where_the_base_is_below_it():
-    frozen = [
-        record(0.0, 1.0, method="frozen") | {"task": t, "test": 0.2} for t in comparison.TASKS
-    ]
-    assert comparison.start(frozen, "translation") == 0.36
-    assert comparison.start(frozen, "vision") == 0.2  # above chance
-    assert comparison.start(frozen, "questions") == 0.2  # no chance level
+def test_a_gain_counts_from_a_guess_where_the_base_is_below_it():
+    guess = floors("translation")["guess"]
+    assert comparison.start([frozen("translation", 0.1)], "translation") == guess > 0.3
+    assert comparison.start([frozen("questions", 0.46)], "questions") == 0.46
+
+
+def test_a_gain_is_a_share_of_full_fine_tunings():
+    keys = frozen("questions", 0.4) | {"rate": 0.1, "val": 1.0, "val_loss": 0.0}
+    records = [frozen("questions", 0.4)]
+    for method, value in (("full", 0.8), ("LoRA", 0.6), ("head", None)):
+        records += [keys | {"method": method, "seed": s, "test": value} for s in range(5)]
+    for method, share in (("full", 1.0), ("LoRA", 0.5), ("head", 0.0)):
+        gains = comparison.gain(records, "questions", method)
+        assert gains == pytest.approx(dict.fromkeys(range(5), share))
+
+
+@pytest.mark.parametrize("task", ["vision", "sentiment", "questions", "translation", "style"])
+def test_a_rule_is_at_least_as_good_as_a_guess(task):
+    found = floors(task)
+    assert 0 <= found["guess"] <= found["rule"] <= 1
+
+
+def test_the_counted_dictionary_knows_every_word_and_the_pairs_of_tokens_beat_single_ones():
+    assert floors("translation")["rule"] == 1
+    assert floors("recipes")["guess"] < floors("recipes")["rule"] < 0
 
 
 def test_telegrams_ask_what_the_story_answers():
-    short = comparison.telegrams(50, seed=1)
+    short = comparison_tasks.telegrams(50, seed=1)
     assert len(short) == 50
     assert all(e.prompt.endswith(" :") and e.answer in e.prompt.split() for e in short)
     assert not any({"was", "?"} & set(e.prompt.rpartition(".")[2].split()) for e in short)
@@ -165,8 +167,8 @@ def test_telegrams_ask_what_the_story_answers():
 
 def test_training_validation_and_test_pictures_are_apart():
     train, validation, test = (
-        {e["pixel_values"].numpy().tobytes() for e in comparison.pictures(1000, seed)}
-        for seed in (comparison.TRAINING, comparison.VALIDATION, comparison.TEST)
+        {e["pixel_values"].numpy().tobytes() for e in comparison_tasks.pictures(1000, seed)}
+        for seed in (comparison_tasks.TRAINING, comparison_tasks.VALIDATION, comparison_tasks.TEST)
     )
     assert not train & validation and not train & test and not validation & test
 

@@ -63,3 +63,15 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path):
     assert ran == [0, 1, 2, 2, 3]
     assert [record["square"] for record in records] == [0, 1, 4, 9]
     assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_two_processes_store_what_one_does(tmp_path):
+    cells = [{"x": float(x), "y": 2.0} for x in range(5)]
+    records = store.run_missing(cells, power, tmp_path / "runs.jsonl", processes=2)
+    assert sorted((r["x"], r["power"]) for r in records) == [(x, x**2) for x in range(5)]
+    assert len(store.read(tmp_path / "runs.jsonl")) == 5
+    assert store.run_missing(cells, power, tmp_path / "runs.jsonl", processes=2) == records
+
+
+def power(x, y):
+    return {"power": x**y}

@@ -39,6 +39,7 @@ from pedagogic_peft import (
     train,
 )
 from pedagogic_peft.course.experiments import search
+from pedagogic_peft.course.experiments.comparison_floors import floors
 from pedagogic_peft.course.experiments.comparison_tasks import (
     ALL,
     TASKS,
@@ -206,10 +207,19 @@ def longer(records: Sequence[Cell], task: str, method: str) -> Cell:
 
 
 def start(records: Sequence[Cell], task: str) -> float:
-    """Return the score from which a method's gain counts: the frozen base's, or chance if that is more."""
-    frozen = float(runs(records, task, "frozen")[0]["test"])
-    chance = ALL[task].chance
-    return frozen if chance is None else max(frozen, chance)
+    """Return the score from which a method's gain counts: the frozen base's, or a guess's if that is more."""
+    return max(float(runs(records, task, "frozen")[0]["test"]), floors(task)["guess"])
+
+
+def gain(records: Sequence[Cell], task: str, method: str) -> dict[int, float]:
+    """Return {seed: share of the gap that the method closes}.
+
+    0 is the start, 1 the mean of full fine-tuning over its seeds; more than 1 is better than that.
+    """
+    low = start(records, task)
+    full = scores(records, task, "full").values()
+    width = sum(full) / len(full) - low
+    return {seed: (x - low) / width for seed, x in scores(records, task, method).items()}
 
 
 def cell(task: str, method: str, rate: float, seed: int, times: int = 1) -> Cell:

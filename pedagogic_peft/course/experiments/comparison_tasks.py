@@ -32,8 +32,6 @@ class Task:
         unit: what the score counts.
         steps, batch_size: how long every method trains.
         held_out: the number of validation examples, half that of test examples (but for images).
-        chance: the score of a guess, where there is one. For translation it copies the name and says the
-            most frequent words.
         n: the number of training examples.
         long: whether the best rate is also run three times as long.
     """
@@ -45,7 +43,6 @@ class Task:
     steps: int
     batch_size: int
     held_out: int
-    chance: float | None = None
     n: int = MANY
     long: bool = True
 
@@ -110,11 +107,11 @@ def in_tale_style(model: Any, tokenizer: Any, examples: Sequence[Example]) -> fl
 TALES = partial(tasks.styled, "tale")
 SHARE = "share right"
 TASKS = {
-    "vision": Task("pocket-vit", pictures, vision.accuracy, SHARE, 60, 32, 200, 0.1),
-    "sentiment": Task("pocket-gpt", short_reviews, verdicts_right, SHARE, 50, 16, 150, 0.5),
+    "vision": Task("pocket-vit", pictures, vision.accuracy, SHARE, 60, 32, 200),
+    "sentiment": Task("pocket-gpt", short_reviews, verdicts_right, SHARE, 50, 16, 150),
     "recipes": Task("pocket-gpt", tasks.recipes, minus_loss, "minus nats per token", 30, 4, 16),
     "questions": Task("pocket-gpt", telegrams, tasks.word_accuracy, SHARE, 50, 8, 100),
-    "translation": Task("pocket-gpt", tasks.translation, words_right, SHARE, 60, 8, 60, 0.36),
+    "translation": Task("pocket-gpt", tasks.translation, words_right, SHARE, 60, 8, 60),
     "style": Task("pocket-gpt", TALES, in_tale_style, SHARE, 20, 4, 12),
 }
 VARIANTS = {
