@@ -141,7 +141,7 @@ def missing(records: Sequence[Cell]) -> list[Cell]:
 def at_best_rate() -> dict[str, list[Cell]]:
     """Return the stored runs of each method at its rate, in the order of the seeds."""
     records = read(RESULTS)
-    rates = {name: best_rate(records, name) for name in METHODS}
+    rates = {name: best_rate(records, name) for name in METHODS if known(records, name)}
     return {
         name: sorted(
             (r for r in records if r["method"] == name and r["lr"] == lr), key=lambda r: r["seed"]
