@@ -132,7 +132,7 @@ class BottleneckAdapter(Method):
         """Return W_down and W_up as they start; the biases are zero.
 
         "parallel" starts as LoRA: W_down is uniform in ±1/√d, W_up is zero. The others start as
-        Houlsby et al. (section 3.1): Gaussian, standard deviation 0.01, cut off at two of them.
+        Houlsby et al. (section 3.6): Gaussian, standard deviation 0.01, cut off at two of them.
         """
         down, up = AdapterLinear(d, m), AdapterLinear(m, d)
         for linear in (down, up):

@@ -26,7 +26,8 @@ class Compacter(BottleneckAdapter):
     """The hyper-parameters of a Compacter.
 
     It begins as the identity, exactly: the factor t of each W_up is zero, and the rest is drawn so
-    that W_down begins with entries of standard deviation 1/√d.
+    that W_down begins with entries of standard deviation 1/√d. (The authors' code begins near the
+    identity, not at it: the rule has entries of variance 1e-4, and no factor is zero.)
 
     Args:
         phm_dim: n; it must divide the model's width d and the bottleneck m.

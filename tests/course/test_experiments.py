@@ -6,6 +6,7 @@ import pytest
 
 from pedagogic_peft.course.experiments import (
     adapters,
+    composing,
     lora_family,
     lora_grid,
     prefix_grid,
@@ -17,13 +18,25 @@ from pedagogic_peft.course.experiments import (
 )
 
 
-@pytest.mark.parametrize("script", [lora_grid, lora_family, tuning, adapters, task_adapters])
+@pytest.mark.parametrize("script", [lora_grid, lora_family, tuning, task_adapters])
 def test_every_run_of_the_experiment_is_stored_once(script):
     cells, records = script.cells(), store.read(script.RESULTS)
     stored = [{key: record[key] for key in cells[0]} for record in records]
     assert len(records) == len(cells)
     assert all(cell in stored for cell in cells)
     assert all({"date", "torch", "trainable"} <= record.keys() for record in records)
+
+
+@pytest.mark.parametrize(
+    "script, keys",
+    [(adapters, ("method", "lr", "seed")), (composing, ("method", "rate", "seed"))],
+)
+def test_the_search_of_the_experiment_is_finished_and_every_run_stored_once(script, keys):
+    records = store.read(script.RESULTS)
+    stored = {tuple(record[key] for key in keys) for record in records}
+    assert script.missing(records) == []
+    assert len(stored) == len(records)
+    assert all({"date", "torch"} <= record.keys() for record in records)
 
 
 @pytest.mark.parametrize("script", [prompt_grid, prefix_grid])
