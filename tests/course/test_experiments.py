@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from pedagogic_peft.course.experiments import (
     adapters,
+    learned_and_kept,
     lora_family,
     lora_grid,
     prefix_grid,
@@ -17,7 +19,9 @@ from pedagogic_peft.course.experiments import (
 )
 
 
-@pytest.mark.parametrize("script", [lora_grid, lora_family, tuning, adapters, task_adapters])
+@pytest.mark.parametrize(
+    "script", [lora_grid, lora_family, learned_and_kept, tuning, adapters, task_adapters]
+)
 def test_every_run_of_the_experiment_is_stored_once(script):
     cells, records = script.cells(), store.read(script.RESULTS)
     stored = [{key: record[key] for key in cells[0]} for record in records]
@@ -63,3 +67,15 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path):
     assert ran == [0, 1, 2, 2, 3]
     assert [record["square"] for record in records] == [0, 1, 4, 9]
     assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (6, 16), (16, 6)])
+def test_muon_is_pytorchs(shape):
+    ours, theirs = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    pair = learned_and_kept.Muon([ours], lr=0.1), torch.optim.Muon([theirs], 0.1, weight_decay=0.0)
+    for seed in range(3):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        for parameter, optimizer in zip((ours, theirs), pair, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0)  # theirs works in bfloat16
