@@ -22,7 +22,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import pedagogic_peft
-from pedagogic_peft.course.experiments import lora_family, lora_grid, tuning
+from pedagogic_peft.course.experiments import learned_and_kept, lora_family, lora_grid, tuning
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = ROOT / "chapters"
@@ -37,7 +37,11 @@ PAGES = [f"02_lora/{path.stem}" for path in sorted((CHAPTERS / "02_lora").glob("
 ]
 # Not the pages on adapters that ship trained for pocket-gpt (one_base_many_tasks, composing), on a
 # comparison stored for it (adapter_family), and on what its pretraining held (what_prompts_cannot_do).
-BASES = {"02_lora/lora_beyond_text": "vit", "06_practice/with_hugging_face": "qwen2"}  # or gpt2
+BASES = {  # or gpt2
+    "02_lora/lora_beyond_text": "vit",
+    "02_lora/lora_from_scratch": "qwen2",  # its own LoRA is for nn.Linear, which GPT-2 has not
+    "06_practice/with_hugging_face": "qwen2",
+}
 WORDS = "the film was long but not dull , a warm tale of bread and two old friends".split()
 
 
@@ -147,11 +151,12 @@ def few_steps(hub, records, monkeypatch, tmp_path):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(pedagogic_peft, "train", cut(at=20, all_if_watched=True))
-    for module in (lora_grid, lora_family, tuning):
+    for module in (learned_and_kept, lora_grid, lora_family, tuning):
         monkeypatch.setattr(module, "train", cut(at=2, all_if_watched=False))
     monkeypatch.setattr(lora_family, "results", partial(stored, lora_family.results, records))
     for module in (lora_grid, tuning):
         monkeypatch.setattr(module, "SEEDS", (0,))
+    monkeypatch.setattr(learned_and_kept, "SEEDS", (0, 1))  # an interval needs two
     monkeypatch.setattr(lora_family, "score", lambda task, model, *rest: 0.5)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "repository").symlink_to(ROOT)  # where a page on Colab has its clone

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from pedagogic_peft.course.experiments import (
     adapters,
     composing,
+    learned_and_kept,
     lora_family,
     lora_grid,
     prefix_grid,
@@ -18,7 +20,9 @@ from pedagogic_peft.course.experiments import (
 )
 
 
-@pytest.mark.parametrize("script", [lora_grid, lora_family, tuning, task_adapters])
+@pytest.mark.parametrize(
+    "script", [lora_grid, lora_family, learned_and_kept, tuning, task_adapters]
+)
 def test_every_run_of_the_experiment_is_stored_once(script):
     cells, records = script.cells(), store.read(script.RESULTS)
     stored = [{key: record[key] for key in cells[0]} for record in records]
@@ -88,3 +92,15 @@ def test_two_processes_store_what_one_does(tmp_path):
 
 def power(x, y):
     return {"power": x**y}
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (6, 16), (16, 6)])
+def test_muon_is_pytorchs(shape):
+    ours, theirs = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    pair = learned_and_kept.Muon([ours], lr=0.1), torch.optim.Muon([theirs], 0.1, weight_decay=0.0)
+    for seed in range(3):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        for parameter, optimizer in zip((ours, theirs), pair, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0)  # theirs works in bfloat16
