@@ -20,9 +20,22 @@ from pedagogic_peft.course.experiments import (
 )
 
 
-@pytest.mark.parametrize(
-    "script", [lora_grid, lora_family, learned_and_kept, tuning, task_adapters]
-)
+def test_every_run_of_the_family_and_of_its_repeats_is_stored_once():
+    records = store.read(lora_family.RESULTS)
+    cells = lora_family.cells() + lora_family.repeats(records)
+    stored = [{key: record[key] for key in cells[0]} for record in records]
+    assert len(records) == len(cells) and all(cell in stored for cell in cells)
+
+
+def test_the_best_rate_of_every_member_of_the_family_is_no_edge():
+    records = store.read(lora_family.RESULTS)
+    for task in ("sentiment", "recipes"):
+        for method in lora_family.METHODS:
+            tried = lora_family.rates(records, task, method)
+            assert lora_family.best_rate(records, task, method) in tried[1:-1], (task, method)
+
+
+@pytest.mark.parametrize("script", [lora_grid, learned_and_kept, tuning, task_adapters])
 def test_every_run_of_the_experiment_is_stored_once(script):
     cells, records = script.cells(), store.read(script.RESULTS)
     stored = [{key: record[key] for key in cells[0]} for record in records]
