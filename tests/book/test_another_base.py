@@ -150,8 +150,6 @@ def few_steps(hub, records, monkeypatch, tmp_path):
     for module in (lora_grid, lora_family, tuning):
         monkeypatch.setattr(module, "train", cut(at=2, all_if_watched=False))
     monkeypatch.setattr(lora_family, "results", partial(stored, lora_family.results, records))
-    for module in (lora_grid, tuning):
-        monkeypatch.setattr(module, "SEEDS", (0,))
     monkeypatch.setattr(lora_family, "score", lambda task, model, *rest: 0.5)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "repository").symlink_to(ROOT)  # where a page on Colab has its clone

@@ -11,19 +11,38 @@ from pedagogic_peft.course.experiments import (
     prefix_grid,
     prompt_grid,
     prompt_limits,
+    search,
     store,
     task_adapters,
     tuning,
 )
+from pedagogic_peft.course.pocket import tasks
+from pedagogic_peft.course.pocket.lessons import lesson
 
 
-@pytest.mark.parametrize("script", [lora_grid, lora_family, tuning, adapters, task_adapters])
+@pytest.mark.parametrize("script", [lora_grid, lora_family, adapters, task_adapters])
 def test_every_run_of_the_experiment_is_stored_once(script):
     cells, records = script.cells(), store.read(script.RESULTS)
     stored = [{key: record[key] for key in cells[0]} for record in records]
     assert len(records) == len(cells)
     assert all(cell in stored for cell in cells)
     assert all({"date", "torch", "trainable"} <= record.keys() for record in records)
+
+
+def test_every_run_of_the_sizes_is_stored_once_and_no_best_rate_is_at_an_edge():
+    records = store.read(tuning.RESULTS)
+    ranks = tuning.of_ranks(records, store.read(lora_grid.RESULTS))
+    cells = tuning.cells()
+    stored = [{key: record[key] for key in cells[0]} for record in records]
+    assert len(records) == len(cells) and all(cell in stored for cell in cells)
+    frozen, tokenizer, _, reviews = tuning.material()
+    floor = tasks.word_accuracy(frozen, tokenizer, reviews, lesson("pocket-gpt").labels)
+    for part, size in {(r["part"], r["size"]) for r in ranks}:
+        found = tuning.of_size(ranks, part, size)
+        above = search.merit(found, search.best_rate(found))[0] > floor + 0.02  # else none is best
+        assert part == "examples" or not above or not search.at_edge(found), (part, size)
+        best = tuning.best_rate(ranks, part, size)
+        assert {r["seed"] for r in found if r["rate"] == best} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("script", [prompt_grid, prefix_grid])
