@@ -154,8 +154,6 @@ def few_steps(hub, records, monkeypatch, tmp_path):
     for module in (learned_and_kept, lora_grid, lora_family, tuning):
         monkeypatch.setattr(module, "train", cut(at=2, all_if_watched=False))
     monkeypatch.setattr(lora_family, "results", partial(stored, lora_family.results, records))
-    for module in (lora_grid, tuning):
-        monkeypatch.setattr(module, "SEEDS", (0,))
     monkeypatch.setattr(learned_and_kept, "SEEDS", (0, 1))  # an interval needs two
     monkeypatch.setattr(lora_family, "score", lambda task, model, *rest: 0.5)
     monkeypatch.chdir(tmp_path)

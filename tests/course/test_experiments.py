@@ -14,10 +14,13 @@ from pedagogic_peft.course.experiments import (
     prefix_grid,
     prompt_grid,
     prompt_limits,
+    search,
     store,
     task_adapters,
     tuning,
 )
+from pedagogic_peft.course.pocket import tasks
+from pedagogic_peft.course.pocket.lessons import lesson
 
 
 def test_every_run_of_the_family_and_of_its_repeats_is_stored_once():
@@ -35,7 +38,7 @@ def test_the_best_rate_of_every_member_of_the_family_is_no_edge():
             assert lora_family.best_rate(records, task, method) in tried[1:-1], (task, method)
 
 
-@pytest.mark.parametrize("script", [lora_grid, learned_and_kept, tuning, task_adapters])
+@pytest.mark.parametrize("script", [lora_grid, learned_and_kept, task_adapters])
 def test_every_run_of_the_experiment_is_stored_once(script):
     cells, records = script.cells(), store.read(script.RESULTS)
     stored = [{key: record[key] for key in cells[0]} for record in records]
@@ -54,6 +57,22 @@ def test_the_search_of_the_experiment_is_finished_and_every_run_stored_once(scri
     assert script.missing(records) == []
     assert len(stored) == len(records)
     assert all({"date", "torch"} <= record.keys() for record in records)
+
+
+def test_every_run_of_the_sizes_is_stored_once_and_no_best_rate_is_at_an_edge():
+    records = store.read(tuning.RESULTS)
+    ranks = tuning.of_ranks(records, store.read(lora_grid.RESULTS))
+    cells = tuning.cells()
+    stored = [{key: record[key] for key in cells[0]} for record in records]
+    assert len(records) == len(cells) and all(cell in stored for cell in cells)
+    frozen, tokenizer, _, reviews = tuning.material()
+    floor = tasks.word_accuracy(frozen, tokenizer, reviews, lesson("pocket-gpt").labels)
+    for part, size in {(r["part"], r["size"]) for r in ranks}:
+        found = tuning.of_size(ranks, part, size)
+        above = search.merit(found, search.best_rate(found))[0] > floor + 0.02  # else none is best
+        assert part == "examples" or not above or not search.at_edge(found), (part, size)
+        best = tuning.best_rate(ranks, part, size)
+        assert {r["seed"] for r in found if r["rate"] == best} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("script", [prompt_grid, prefix_grid])
