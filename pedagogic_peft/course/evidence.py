@@ -9,7 +9,7 @@ not refute a large one.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 FEWEST_SEEDS: Final = 5  # for "A is better than B"
@@ -44,6 +44,11 @@ class Difference:
     def __format__(self, spec: str) -> str:
         """Write "mean (low to high)", each with the format ``spec``."""
         return f"{self.mean:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+
+    def __rmul__(self, factor: float) -> "Difference":
+        """Return it in another unit: ``100 * difference`` of shares is in points."""
+        ends = sorted((factor * self.low, factor * self.high))
+        return replace(self, mean=factor * self.mean, low=ends[0], high=ends[1])
 
 
 def paired(

@@ -17,6 +17,11 @@ def test_a_paired_interval_is_students():
     assert found.seeds == 5
 
 
+def test_a_difference_can_be_had_in_points():
+    assert f"{100 * Difference(0.1, -0.05, 0.25, 5):+.0f}" == "+10 (-5 to +25)"
+    assert -1 * Difference(1, 0, 3, 5) == Difference(-1, -3, 0, 5)
+
+
 def test_only_seeds_that_both_have_are_paired():
     a, b = dict.fromkeys(range(7), 2.0), dict.fromkeys(range(2, 9), 1.0)
     assert paired(a, b).seeds == 5

@@ -36,7 +36,7 @@ SETTINGS: tuple[tuple[str, float, int], ...] = (  # method, learning rate, steps
     (FULL, 5e-3, 100),
     (LORA, 5e-3, 100),
     (ADAMW, 2e-3, 100),
-    (MUON, 1e-2, 100),
+    (MUON, 5e-2, 100),
 )
 
 
