@@ -117,6 +117,9 @@ class Place(nn.Module):
         layer: number of the layer the module is in, counted from 0; None outside of the layers.
     """
 
+    adaptations: Adaptations
+    layer: int | None
+
     def __init__(self, adaptations: Adaptations, layer: int | None):
         super().__init__()
         self.deltas = nn.ModuleDict()  # adaptation name -> delta

@@ -65,7 +65,7 @@ def equalised(matrix: Tensor) -> Tensor:
     The coefficients are Muon's (Jordan et al. 2024): values from about 0.003 of the norm upwards come
     out between 0.68 and 1.2, smaller ones stay smaller.
     """
-    X = matrix / (matrix.norm() + 1e-7)
+    X: Tensor = matrix / (matrix.norm() + 1e-7)
     for _ in range(5):
         gram = X @ X.T
         X = 3.4445 * X + (-4.7750 * gram + 2.0315 * gram @ gram) @ X
@@ -82,7 +82,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Move every matrix that has a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
@@ -130,7 +130,8 @@ def adapted(method: str, lr: float, steps: int, seed: int, base: str) -> nn.Modu
     """Return a copy of the base, trained."""
     own = material(base)
     torch.manual_seed(seed)
-    model, optimizer = copy.deepcopy(own["frozen"]), None
+    model: nn.Module = copy.deepcopy(own["frozen"])
+    optimizer = None
     if method == LORA:
         attach(model, LoRA(r=8, alpha=16, target_modules="all-linear"))
     if method in (ADAMW, MUON):
