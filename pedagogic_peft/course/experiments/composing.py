@@ -136,7 +136,12 @@ def trained(method: str, rate: float, seed: int) -> Any:
     METHODS[method][0](model)
     examples = [e for some in requests(EXAMPLES, TRAINING + seed).values() for e in some]
     optimizer = optimizer_of(model, rate) if method == "fusion" else None
-    settings: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH_SIZE, "seed": seed, "progress": False}
+    settings: dict[str, Any] = {
+        "steps": STEPS,
+        "batch_size": BATCH_SIZE,
+        "seed": seed,
+        "progress": False,
+    }
     data = tasks.encode(material()[1], examples)
     train(model, data, lr=rate, optimizer=optimizer, **settings)
     return model
