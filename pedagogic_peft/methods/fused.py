@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pedagogic_peft.core.delta import FUSED
 from pedagogic_peft.methods.lora import LoRALinear
@@ -21,12 +21,18 @@ def fused_lora(delta: LoRALinear, x: Tensor, y: Tensor) -> Tensor:
     two. With dropout, hooks, another precision or autocast it is the delta's own forward.
     """
     parts: Any = delta._modules  # past torch's look-up of attributes, which is a step as well
-    A, B = parts["lora_A"]._parameters["weight"], parts["lora_B"]._parameters["weight"]
+    A, B = _weight(parts["lora_A"]), _weight(parts["lora_B"])
     hooked = delta._forward_hooks or delta._forward_pre_hooks or parts["dropout"].training
     same = x.dtype is y.dtype is A.dtype
     if hooked or not same or torch.is_autocast_enabled(x.device.type):
         return delta(x, y)  # type: ignore[no-any-return]
     return torch.add(y, F.linear(F.linear(x, A), B), alpha=delta.scaling)
+
+
+def _weight(module: nn.Module) -> Any:
+    """Return the weight, past torch's look-up; a replica of `DataParallel` has it as a plain attribute."""
+    found = module._parameters.get("weight")
+    return module.weight if found is None else found
 
 
 FUSED[LoRALinear] = fused_lora
