@@ -7,6 +7,9 @@ score, the measure that also ranks the methods. The best rate is run with five s
 as long, to tell what is slow from what cannot be learned. A seed decides the training examples, their order
 and the random initial values.
 
+The stored runs were made on one processor, some with the kernels that the gate names and some with the
+processor's own: the two round differently, which moves a score as another seed does.
+
 `comparison_costs` measures what a method costs, `comparison_floors` what can be had without a training of
 the network. Where a method has no meaning, `NO_MEANING` says why.
 """
