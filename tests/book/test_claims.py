@@ -20,6 +20,9 @@ TYPED = re.compile(r"\|\s*(agrees\??|verdicts?|holds\??|confirmed\??|true\?)\s*\
 HAND_MADE = {"Verdict", "Difference", "AGREES", "DISAGREES", "UNDECIDED", "CANNOT_BE_TESTED"}
 NUMBER = re.compile(r"(?<![\w.,–/-])(\d+(?:,\d{3})*(?:\.\d+)?)(?!\w|[.,]\d)")
 PRINTED = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+FEWEST_SEEDS = (
+    3  # of a number; which of two is better needs five, and `evidence.verdict` sees to it
+)
 COUNTED = 12  # whole numbers up to this are counts, exercises and pages
 SCALES = (1, 100, 1e-2, 1e-3, 1e-6, 1e-9)  # per cent, and thousands, millions, billions
 
@@ -80,6 +83,19 @@ def test_no_verdict_is_typed(cells):
                 inside = [n for argument in node.args[:1] for n in ast.walk(argument)]
                 measured = any(isinstance(n, ast.Name) for n in inside)
                 assert measured, f"{ast.unparse(node)} depends on no measurement"
+
+
+def test_no_difference_of_fewer_than_three_seeds_is_asked_for(cells):
+    """Nor one whose least number of seeds is computed, for it follows whatever is there."""
+    for cell, tree in code_of(cells):
+        if cell["metadata"].get("library"):
+            continue
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if getattr(call.func, "id", getattr(call.func, "attr", None)) == "paired":
+                fewest = [k.value for k in call.keywords if k.arg == "fewest"] + call.args[3:4]
+                assert all(
+                    isinstance(f, ast.Constant) and f.value >= FEWEST_SEEDS for f in fewest
+                ), f"{ast.unparse(call)}: fewest is a number, at least {FEWEST_SEEDS}"
 
 
 def test_no_paper_is_refuted_under_other_conditions(cells):

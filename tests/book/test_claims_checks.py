@@ -54,6 +54,20 @@ def test_a_paper_is_not_refuted_by_another_size():
     check([code("claims_table(rows)", REFUTED.replace("{cite}`lester2021prompt`", ""))])
 
 
+@pytest.mark.parametrize("asked", ["fewest=2", "fewest=1", "fewest=n", "fewest=len(a)", "2, 1"])
+def test_a_difference_of_one_or_two_seeds_is_refused(asked):
+    check = checks.test_no_difference_of_fewer_than_three_seeds_is_asked_for
+    with pytest.raises(AssertionError, match="at least 3"):
+        check([code(f"found = evidence.paired(a, b, {asked})")])
+
+
+@pytest.mark.parametrize("asked", ["a, b", "*both, 3", "a, b, comparisons=2, fewest=3"])
+def test_a_difference_of_three_seeds_passes(asked):
+    checks.test_no_difference_of_fewer_than_three_seeds_is_asked_for(
+        [code(f"found = paired({asked})")]
+    )
+
+
 def judged(folder, *cells):
     path = folder / "page.ipynb"
     path.write_text(json.dumps({"cells": list(cells)}), encoding="utf-8")
