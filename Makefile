@@ -96,7 +96,8 @@ test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict),
 
 test-library: $(STAMP)  ## run the library's tests alone
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests --ignore=tests/site \
-	    --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py
+	    --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py \
+	    --ignore=tests/book/test_edges.py
 
 faults: $(STAMP)  ## kill training, saving, sweeps and the site's build at 50 random moments each (FAULTS=50)
 	FAULTS=$(FAULTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/faults
@@ -113,7 +114,8 @@ gate:  ## judge the notebooks alone: what they must be, and their outputs
 	$(call stages,gate-pages gate-outputs)
 
 gate-pages:
-	$(BIN)/python -m pytest -q --noconftest tests/book/test_notebooks.py tests/book/test_claims.py
+	$(BIN)/python -m pytest -q --noconftest tests/book/test_notebooks.py tests/book/test_claims.py \
+	    tests/book/test_edges.py
 
 gate-outputs:
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --nbval --nbval-current-env \
@@ -190,7 +192,7 @@ mutants: $(STAMP)  ## change the library's code at SAMPLE=500 places: do the tes
 
 coverage: $(STAMP)  ## branch coverage of the library by its own tests; fails below 95 %
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -k "not compile" --cov --cov-fail-under=95 \
-	    --cov-report=term-missing:skip-covered tests --ignore=tests/site --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py
+	    --cov-report=term-missing:skip-covered tests --ignore=tests/site --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py --ignore=tests/book/test_edges.py
 
 screenshot:  ## take the README's picture of a page from the built site (needs Chromium)
 	$(CHROMIUM) --headless=new --no-sandbox --hide-scrollbars --window-size=1280,800 --virtual-time-budget=3000 \
