@@ -143,14 +143,21 @@ def environment() -> dict[str, str]:
     }
 
 
-def as_delivered(python: str, versions: Path, env: dict[str, str]) -> None:
-    """Bring the environment back to what the image has, so that a first cell does its work."""
-    subprocess.run(
-        [python, "-m", "pip", "uninstall", "-q", "-y", "pedagogic-peft"], check=True, env=env
+def torchao_of(python: str, env: dict[str, str]) -> str:
+    """Return the image's torchao: what is there, or what the list names if a first cell took it away."""
+    program = "from importlib.metadata import version; print(version('torchao'))"
+    there = subprocess.run([python, "-c", program], env=env, capture_output=True, text=True).stdout
+    pins = dict(
+        line.split("==") for line in (HERE / "colab.txt").read_text().split() if "==" in line
     )
-    [torchao] = [line for line in versions.read_text().splitlines() if line.startswith("torchao==")]
-    command = [python, "-m", "pip", "install", "-q", "--no-deps", torchao]
-    subprocess.run(command, check=True, env=env)
+    return there.strip() or pins["torchao"]
+
+
+def as_delivered(python: str, torchao: str, env: dict[str, str]) -> None:
+    """Bring the environment back to what the image has, so that a first cell does its work."""
+    pip = [python, "-m", "pip"]
+    subprocess.run([*pip, "uninstall", "-q", "-y", "pedagogic-peft"], check=True, env=env)
+    subprocess.run([*pip, "install", "-q", "--no-deps", f"torchao=={torchao}"], check=True, env=env)
 
 
 def run(path: Path, given: argparse.Namespace, out: Path, env: dict[str, str], judge) -> Result:
@@ -240,13 +247,14 @@ def main(arguments: Sequence[str]) -> int:
     print(about, flush=True)
     out, end = ROOT / "_build" / "elsewhere" / given.name, time.monotonic() + 60 * given.minutes
     seen: set[str] = set()
+    torchao = torchao_of(given.python, env) if given.install else ""
 
     def one(path: Path) -> Result | None:
         if time.monotonic() > end:
             return None
         if given.install and path.parent.name != "assignments" and first_cell(path) not in seen:
             seen.add(first_cell(path))
-            as_delivered(given.python, HERE / "colab.txt", env)
+            as_delivered(given.python, torchao, env)
         result = run(path, given, out, env, judge)
         said = f"{len(result.errors)} errors, {len(result.differences)} cells differ"
         print(
