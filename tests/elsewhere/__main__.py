@@ -205,10 +205,10 @@ def report(results: list[Result], left: list[str], about: str) -> str:
 def versions(python: str, env: dict[str, str]) -> str:
     """Say what is there: Python, torch, transformers, peft and the accelerator's name."""
     program = (
-        "import platform, torch, transformers, peft;"
+        "import platform, torch; from importlib.metadata import version;"
         "gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no accelerator';"
-        "print('Python', platform.python_version() + ', torch', torch.__version__ + ', transformers',"
-        "transformers.__version__ + ', peft', peft.__version__ + ',', gpu)"
+        "print('Python', platform.python_version(), *(f'{name} {version(name)}' for name in "
+        "('torch', 'transformers', 'peft')), gpu, sep=', ')"
     )
     done = subprocess.run(
         [python, "-W", "ignore", "-c", program], env=env, capture_output=True, text=True
