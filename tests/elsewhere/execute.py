@@ -35,8 +35,6 @@ class Timed(NotebookClient):
         finally:
             cell.metadata["seconds"] = round(time.perf_counter() - begin, 2)
 
-    execute_cell = NotebookClient.execute_cell
-
 
 def main() -> None:
     """Execute a page as the command line says."""

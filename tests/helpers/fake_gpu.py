@@ -49,11 +49,12 @@ class FakeGPU(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = _name(func), dict(kwargs or {})
-        if name in ("get device", "get is_cuda", "get_device"):
-            there = self.holds(args[0])
-            return {"get device": GPU if there else func(*args), "get is_cuda": there}.get(
-                name, 0 if there else -1
-            )
+        if name == "get device":
+            return GPU if self.holds(args[0]) else func(*args)
+        if name == "get is_cuda":
+            return self.holds(args[0])
+        if name == "get_device":
+            return 0 if self.holds(args[0]) else -1
         if name in ("to", "cuda", "cpu"):
             return self._move(func, name, *args, **kwargs)
         if name in ("numpy", "__array__") and self.holds(args[0]):
