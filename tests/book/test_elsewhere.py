@@ -17,8 +17,8 @@ def page(*cells: tuple[str, str, dict]) -> dict:
     made = nbformat.v4.new_notebook()
     for number, (source, text, metadata) in enumerate(cells):
         outputs = [nbformat.v4.new_output("stream", text=text)] if text else []
-        cell = nbformat.v4.new_code_cell(source, outputs=outputs, metadata=metadata)
-        made.cells.append(cell | {"id": f"c{number}"})
+        made.cells.append(nbformat.v4.new_code_cell(source, outputs=outputs, metadata=metadata))
+        made.cells[-1].id = f"c{number}"
     return made
 
 
@@ -51,8 +51,7 @@ def test_a_sentence_about_the_stored_run_is_told(judge):
 
 
 def test_an_error_is_one_unless_the_page_means_it(judge):
-    stored, new = page(("a", "", {}), ("b", "", {"tags": ["raises-exception"]})), None
-    new = page(("a", "", {}), ("b", "", {"tags": ["raises-exception"]}))
+    stored, new = (page(("a", "", {}), ("b", "", {"tags": ["raises-exception"]})) for _ in range(2))
     for cell in new.cells:
         cell.outputs = [nbformat.v4.new_output("error", ename="ValueError", evalue="torchao")]
     [error] = elsewhere.compare(stored, new, judge)[0]
