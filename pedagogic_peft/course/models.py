@@ -18,6 +18,11 @@ def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
     need no network. Any other name is a folder or a model of the Hugging Face Hub: a causal language
     model, such as ``"gpt2"``, or a classifier of images.
 
+    The weights are float32, whatever the checkpoint's dtype. Most of today's are bfloat16, where an
+    update of less than about 0.4 % of a weight can be lost in rounding, so full fine-tuning at usual rates
+    would hardly move them. Float32 takes 4 bytes a parameter: ``dtype=torch.bfloat16`` or ``dtype="auto"``
+    (the checkpoint's own) halves that where the base stays frozen. A quantised checkpoint stays as it is.
+
     Args:
         name: a pocket model, a local folder, or a Hub name.
         **options: passed on to transformers' ``from_pretrained`` (``dtype``, ``device_map``, …).
@@ -48,6 +53,7 @@ def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
 
 
 def _load(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    import torch
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -55,7 +61,11 @@ def _load(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
         AutoTokenizer,
     )
 
-    made_as = AutoConfig.from_pretrained(source).architectures or []
+    config = AutoConfig.from_pretrained(source)
+    made_as = config.architectures or []
+    asked = {"dtype", "torch_dtype", "quantization_config"} & options.keys()
+    if not asked and not getattr(config, "quantization_config", None):
+        options = options | {"dtype": torch.float32}
     if any("ImageClassification" in name for name in made_as):
         return AutoModelForImageClassification.from_pretrained(source, **options).eval(), None
     model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
