@@ -33,6 +33,7 @@ from pedagogic_peft.core.method import Method
 from pedagogic_peft.core.sites import (
     Adaptations,
     Hooks,
+    Model,
     Site,
     View,
     deltas_of,
@@ -49,7 +50,7 @@ TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".spl
 WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "module"}
 
 
-def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:
+def attach(model: Model, method: Method, name: str = "default") -> Model:
     """Freeze the model, add an adaptation to it, and make that the only active one.
 
     Before training, the adapted model computes exactly what the base model did. (Soft prompts and
@@ -81,10 +82,11 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
     _warn_of_frozen_head(view, deltas)
     if method.target_modules == "all-linear":
         _warn_of_frozen_experts(view, deltas)
-    return install(view, method, name, deltas)
+    install(view, method, name, deltas)
+    return model
 
 
-def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+def detach(model: Model, name: str | None = None) -> Model:
     """Take an adaptation off, or all of them.
 
     After the last one the model is bit for bit as it was found: modules, weights and
@@ -121,7 +123,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     return model
 
 
-def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = None) -> nn.Module:
+def activate(model: Model, *names: str, rows: Sequence[str | None] | None = None) -> Model:
     """Choose the adaptations that take part in the forward pass: one, several or none.
 
     Several run one after the other at each site: low-rank updates and prefixes add up, bottleneck
@@ -158,7 +160,7 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
     return model
 
 
-def adapter_drop(model: nn.Module, layers: int) -> AbstractContextManager[nn.Module]:
+def adapter_drop(model: Model, layers: int) -> AbstractContextManager[Model]:
     """Inside ``with adapter_drop(model, layers):`` the lowest layers run without their deltas.
 
     AdapterDrop (Rücklé et al. 2021, arXiv:2010.11918, section 4) makes inference faster this way.
@@ -176,7 +178,7 @@ def adapter_drop(model: nn.Module, layers: int) -> AbstractContextManager[nn.Mod
     return _changed(model, "adapter_drop", "dropped_layers", validation.whole("layers", layers))
 
 
-def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
+def disabled(model: Model) -> AbstractContextManager[Model]:
     """Inside ``with disabled(model):`` the model computes what it computed before any adaptation.
 
     May be nested; ends also when the block raises.
@@ -188,7 +190,7 @@ def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
 
 
 @contextmanager
-def _changed(model: nn.Module, verb: str, attribute: str, value: Any) -> Iterator[nn.Module]:
+def _changed(model: Model, verb: str, attribute: str, value: Any) -> Iterator[Model]:
     """Inside the block, an attribute of the model's record has another value."""
     record = adaptations_of(model, unmerged=verb)
     before = getattr(record, attribute)
@@ -199,7 +201,7 @@ def _changed(model: nn.Module, verb: str, attribute: str, value: Any) -> Iterato
         setattr(record, attribute, before)
 
 
-def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn.Module:
+def merge(model: Model, name: str | None = None, unload: bool = False) -> Model:
     """Write W_0 + ΔW into the base weights, so that inference costs no more than without.
 
     The sum is computed in float32 and rounded once to the weight's dtype; that rounding is the only
@@ -261,7 +263,7 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
     return model
 
 
-def unmerge(model: nn.Module) -> nn.Module:
+def unmerge(model: Model) -> Model:
     """Put the original weights back, bit for bit: they were kept, so nothing is subtracted.
 
     Raises:
@@ -275,8 +277,8 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 
 def average(
-    model: nn.Module, names: Names, weights: Sequence[float] | None = None, name: str = "average"
-) -> nn.Module:
+    model: Model, names: Names, weights: Sequence[float] | None = None, name: str = "average"
+) -> Model:
     """Attach a new adaptation whose parameters are the weighted mean of those of others.
 
     AdapterSoup (Chronopoulou et al. 2023): the mean of adapters trained on different domains, or from
@@ -318,7 +320,8 @@ def average(
         for key, tensor in tensors_of(deltas_of(view, n)).items():
             mean[key] += share * tensor.cpu().double()
     load_tensors(deltas, {key: tensor.float() for key, tensor in mean.items()})
-    return install(view, method, name, deltas)
+    install(view, method, name, deltas)
+    return model
 
 
 def adaptations_of(model: nn.Module, *names: str, unmerged: str = "") -> Adaptations:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Tensors, some
 from pedagogic_peft.core.method import Method
-from pedagogic_peft.core.sites import Site, View, deltas_of
+from pedagogic_peft.core.sites import Model, Site, View, deltas_of
 from pedagogic_peft.core.verbs import (
     adaptations_of,
     check_can_attach,
@@ -87,13 +87,13 @@ def save(
 
 
 def load(
-    model: nn.Module,
+    model: Model,
     path: str | Path,
     name: str = "default",
     *,
     allow_bin: bool = False,
     part: str | None = None,
-) -> nn.Module:
+) -> Model:
     """Attach an adaptation from a folder or from the Hugging Face Hub.
 
     It is trainable, and the only active one.
@@ -147,7 +147,8 @@ def load(
     except Exception as error:  # a stranger's numbers can fail anywhere
         where = tensors_file if config_file is None else config_file.parent
         raise ValueError(f"{where}: {error}") from error
-    return install(view, method, name, deltas)
+    install(view, method, name, deltas)
+    return model
 
 
 def _kind_of(config: Config) -> type[Method]:

@@ -18,18 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.sites import View, replace_modules, sites
+from pedagogic_peft.core.sites import Model, View, replace_modules, sites
 from pedagogic_peft.core.targets import Targets, find_targets, is_conv1d, refuse_ignored
 
 ABSMAX_BLOCK = 256  # blocks whose absmax are quantised together
 
 
 def quantize_nf4(
-    model: nn.Module,
+    model: Model,
     target_modules: Targets = None,
     block_size: int = 64,
     double_quant: bool = True,
-) -> nn.Module:
+) -> Model:
     """Replace linear maps by `NF4Linear`, in place.
 
     A weight then takes 4 + 8/64 + 32/(64·256) = 4.127 bits, or 4 + 32/64 = 4.5 without double
@@ -71,7 +71,7 @@ def quantize_nf4(
     return model
 
 
-def dequantize_nf4(model: nn.Module) -> nn.Module:
+def dequantize_nf4(model: Model) -> Model:
     """Replace every `NF4Linear` by the ordinary linear map that computes the same, in place.
 
     Raises:
