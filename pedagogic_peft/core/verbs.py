@@ -74,6 +74,13 @@ def attach(model: Model, method: Method, name: str = "default") -> Model:
     Warns:
         UserWarning: the model's head stays frozen. A new head has to be in `modules_to_save`. Or
             "all-linear" leaves out the experts of a mixture, which are no linear maps.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = attach(model, LoRA(r=4), name="style")  # the same model, changed in place
+        >>> sum(p.requires_grad for p in model.parameters())  # an A and a B at each of 4 maps
+        8
     """
     view = check_can_attach(model, name)
     if not isinstance(method, Method):
@@ -95,6 +102,13 @@ def detach(model: Model, name: str | None = None) -> Model:
 
     Raises:
         ValueError: the model has no such adaptation, or a fusion uses it.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, detach, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = detach(attach(model, LoRA(r=4)))
+        >>> type(model.model.layers[0].self_attn.q_proj).__name__  # as it was found
+        'Linear'
     """
     names = () if name is None else (name,)
     record = adaptations_of(model, *names)
@@ -148,6 +162,16 @@ def activate(model: Model, *names: str, rows: Sequence[str | None] | None = None
             (The forward pass raises a TypeError at a module with more inputs than one, and a
             ValueError where the prompts or prefixes of all rows need the same length.)
         RuntimeError: an adaptation is merged.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, activate, attach, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = attach(attach(model, LoRA(r=4), "tale"), LoRA(r=4), "shout")
+        >>> model = activate(model, "tale", "shout")  # their sum
+        >>> model = activate(model, rows=["tale", "shout", None])  # one for each row of a batch
+        >>> batch = tokenizer(["emma had the blue book ."] * 3, return_tensors="pt")
+        >>> model(**batch).logits.shape[0]
+        3
     """
     named = names if rows is None else [name for name in rows if name is not None]
     record = adaptations_of(model, *named, unmerged="activate")
@@ -174,6 +198,14 @@ def adapter_drop(model: Model, layers: int) -> AbstractContextManager[Model]:
     Raises:
         ValueError: a negative or fractional number.
         RuntimeError: an adaptation is merged.
+
+    Example:
+        >>> from pedagogic_peft import BottleneckAdapter, adapter_drop, attach, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = attach(model, BottleneckAdapter(bottleneck_size=8))
+        >>> batch = tokenizer("emma had the blue book .", return_tensors="pt")
+        >>> with adapter_drop(model, layers=1):  # the lowest layer computes what it did before
+        ...     logits = model(**batch).logits
     """
     return _changed(model, "adapter_drop", "dropped_layers", validation.whole("layers", layers))
 
@@ -185,6 +217,16 @@ def disabled(model: Model) -> AbstractContextManager[Model]:
 
     Raises:
         RuntimeError: an adaptation is merged, so the base weights are not the original ones.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, disabled, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> batch = tokenizer("emma had the blue book .", return_tensors="pt")
+        >>> before = model(**batch).logits
+        >>> model = attach(model, LoRA(r=4))
+        >>> with disabled(model):
+        ...     bool((model(**batch).logits == before).all())
+        True
     """
     return _changed(model, "disabled", "enabled", False)
 
@@ -224,6 +266,13 @@ def merge(model: Model, name: str | None = None, unload: bool = False) -> Model:
             its delta is the same); a weight is quantised or not in memory (offloaded); ``unload``
             with other adaptations attached.
         RuntimeError: an adaptation is already merged, or none is active.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base, merge
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = merge(attach(model, LoRA(r=4)), unload=True)
+        >>> type(model.model.layers[0].self_attn.q_proj).__name__  # an ordinary map, with W_0 + ΔW
+        'Linear'
     """
     names: tuple[str, ...] = () if name is None else (name,)
     record = adaptations_of(model, *names, unmerged="merge")
@@ -268,6 +317,12 @@ def unmerge(model: Model) -> Model:
 
     Raises:
         RuntimeError: nothing is merged.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base, merge, unmerge
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = merge(attach(model, LoRA(r=4)))  # for serving
+        >>> model = unmerge(model)  # to go on training
     """
     record = adaptations_of(model)
     if not record.originals:
@@ -302,6 +357,12 @@ def average(
         ValueError: no names, or an unknown one; different hyper-parameters; weights of another
             number, or whose sum is not 1; the new name is taken.
         RuntimeError: an adaptation is merged.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, average, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = attach(attach(model, LoRA(r=4), "one"), LoRA(r=4), "two")
+        >>> model = average(model, ["one", "two"], weights=[0.5, 0.5], name="soup")
     """
     methods = adaptations_of(model).methods
     view = check_can_attach(model, name)

@@ -42,6 +42,13 @@ def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
 
     Raises:
         OSError: there is no such model, or no network to fetch it; names the nearest pocket model.
+
+    Example:
+        >>> from pedagogic_peft import load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> batch = tokenizer("emma had the blue book .", return_tensors="pt")
+        >>> model(**batch).logits.shape[:2]  # (rows, tokens)
+        torch.Size([1, 7])
     """
     if name in POCKET:  # read in a blink: no progress bar
         with _quietly():

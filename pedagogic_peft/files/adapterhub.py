@@ -47,6 +47,13 @@ def load_adapterhub(model: Model, path: str | Path, name: str = "default") -> Mo
         FileNotFoundError: there is no such folder or file.
         ValueError: an architecture, configuration or option that is not supported, which is named;
             the tensors do not fit the model. The model is then unchanged.
+
+    Example:
+        >>> from pedagogic_peft import load_adapterhub, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> load_adapterhub(model, "my-adapter")  # a folder that `adapters` wrote is needed
+        Traceback (most recent call last):
+        FileNotFoundError: my-adapter needs adapter_config.json and adapter.safetensors or pytorch_adapter.bin
     """
     view = check_can_attach(model, name)
     folder = Path(path)

@@ -65,6 +65,13 @@ def save(
     Warns:
         UserWarning: Hugging Face PEFT will refuse the files (DoRA beside the experts of some mixtures),
             or not find all of the tensors (where it renames them).
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base, save
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> folder = save(attach(model, LoRA(r=4)), "my-lora", task_type="CAUSAL_LM")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     name = one_adaptation(model, name)
     method: Method = adaptations_of(model).methods[name]
@@ -125,6 +132,13 @@ def load(
     Warns:
         UserWarning: the configuration is not the one that `save` wrote beside these tensors; a file
             of diffusers or kohya-ss has more parts.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load, load_base, save
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> folder = save(attach(model, LoRA(r=4)), "my-lora")
+        >>> fresh, tokenizer = load_base("pocket-gpt-tiny")
+        >>> fresh = load(fresh, folder, name="style")  # Hugging Face PEFT reads the folder too
     """
     view = check_can_attach(model, name)
     config_file, tensors_file = _locate(path, allow_bin)

@@ -72,6 +72,13 @@ def combine(
             "dare" of different ranks; more than one has trained the same module in full; the new name
             is taken.
         RuntimeError: an adaptation is merged.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, combine, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> for name in ("tale", "shout"):  # two LoRAs, which were trained before
+        ...     model = attach(model, LoRA(r=4), name)
+        >>> model = combine(model, ["tale", "shout"], weights=[0.7, 0.3], name="both", how="ties", density=0.5)
     """
     view, w = check_can_attach(model, name), weights or [1 / max(len(names), 1)] * len(names)
     methods: dict[str, Any] = adaptations_of(model, *validation.names("names", names)).methods

@@ -49,6 +49,14 @@ def quantize_nf4(
     Raises:
         ValueError: nothing matches; a weight is not floating-point or not finite; a bad block size.
         RuntimeError: the model carries adaptations.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base, model_bytes, quantize_nf4
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> before = model_bytes(model)
+        >>> model = attach(quantize_nf4(model), LoRA(r=4))  # QLoRA
+        >>> model_bytes(model) < before
+        True
     """
     even = validation.count("block_size", block_size) % 2 == 0
     validation.expect(
@@ -76,6 +84,13 @@ def dequantize_nf4(model: Model) -> Model:
 
     Raises:
         RuntimeError: the model carries adaptations.
+
+    Example:
+        >>> from pedagogic_peft import dequantize_nf4, load_base, quantize_nf4
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = dequantize_nf4(quantize_nf4(model))
+        >>> type(model.model.layers[0].self_attn.q_proj).__name__
+        'Linear'
     """
     view = View(model)
     _refuse_adapted(view)
