@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # transformers is imported when it is needed
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     class CausalLM(PreTrainedModel):
-        """What a causal language model is to a type checker, where transformers' own types stand in the way."""
+        """A causal language model to a type checker, where transformers' own types stand in the way."""
 
         def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
         def generate(self, *args: Any, **kwargs: Any) -> Any: ...

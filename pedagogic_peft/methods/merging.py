@@ -78,7 +78,7 @@ def combine(
         >>> model, tokenizer = load_base("pocket-gpt-tiny")
         >>> for name in ("tale", "shout"):  # two LoRAs, which were trained before
         ...     model = attach(model, LoRA(r=4), name)
-        >>> model = combine(model, ["tale", "shout"], weights=[0.7, 0.3], name="both", how="ties", density=0.5)
+        >>> model = combine(model, ["tale", "shout"], weights=[0.7, 0.3], name="both", how="svd")
     """
     view, w = check_can_attach(model, name), weights or [1 / max(len(names), 1)] * len(names)
     methods: dict[str, Any] = adaptations_of(model, *validation.names("names", names)).methods
