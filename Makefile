@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN ?= $(VENV)/bin
 STAMP := $(VENV)/.installed
+# An environment that is given as BIN=folder is used as it is.
+OWN := $(if $(filter file,$(origin BIN)),$(STAMP))
 SITE := _build/html
 CHAPTERS ?= chapters
 PORT ?= 8000
@@ -76,17 +78,18 @@ $(STAMP): pyproject.toml constraints.txt requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
 	touch $@
 
-assignments: $(STAMP)  ## build student versions and autograder packages (ASSIGNMENT=lora for one)
+assignments: $(OWN)  ## build student versions and autograder packages (ASSIGNMENT=lora for one)
 	$(BIN)/python assignments/build.py --assignment '$(ASSIGNMENT)' --url '$(ASSIGNMENTS_URL)'
 
-grade: $(STAMP)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=folder LIMIT=900 JOBS=1]
+grade: $(OWN)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=folder LIMIT=900 JOBS=1 ROSTER=csv]
 	@test -n '$(SUBMISSIONS)' || { echo "which folder? make grade SUBMISSIONS=folder"; exit 1; }
 	@ls _build/assignments/*/assignment.json > /dev/null 2>&1 || $(MAKE) --no-print-directory assignments
 	$(BIN)/python assignments/grade.py '$(SUBMISSIONS)' --assignment '$(ASSIGNMENT)' \
 	    $(if $(GRADES),--out "$(GRADES)") $(if $(LIMIT),--seconds $(LIMIT)) $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) \
-	    $(if $(ISOLATION),--isolation $(ISOLATION))
+	    $(if $(ISOLATION),--isolation $(ISOLATION)) $(if $(ROSTER),--roster "$(ROSTER)") $(if $(MANUAL),--manual "$(MANUAL)") \
+	    $(if $(AGAIN),--again)
 
-test-assignments: $(STAMP)  ## build and grade as course staff do, with hostile submissions too
+test-assignments: $(OWN)  ## build and grade as course staff do, with hostile submissions too
 	$(BIN)/python -m pytest tests/grading
 
 # Every stage runs, also after one that failed; then the names of those that failed, and the exit code.

@@ -5,11 +5,25 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+if TYPE_CHECKING:  # transformers is imported when it is needed
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    class CausalLM(PreTrainedModel):
+        """A causal language model to a type checker, where transformers' own types stand in the way."""
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
+        def generate(self, *args: Any, **kwargs: Any) -> Any: ...
+
 
 POCKET = ("pocket-gpt", "pocket-gpt-small", "pocket-gpt-tiny", "pocket-vit")
 
 
+@overload
+def load_base(name: Literal["pocket-vit"], **options: Any) -> "tuple[PreTrainedModel, None]": ...
+@overload
+def load_base(name: str = ..., **options: Any) -> "tuple[CausalLM, PreTrainedTokenizerBase]": ...
 def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
     """Load a pretrained base model and its tokenizer, in evaluation mode.
 
@@ -33,6 +47,13 @@ def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
 
     Raises:
         OSError: there is no such model, or no network to fetch it; names the nearest pocket model.
+
+    Example:
+        >>> from pedagogic_peft import load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> batch = tokenizer("emma had the blue book .", return_tensors="pt")
+        >>> model(**batch).logits.shape[:2]  # (rows, tokens)
+        torch.Size([1, 7])
     """
     if name in POCKET:  # read in a blink: no progress bar
         with _quietly():
