@@ -134,6 +134,8 @@ publish:  ## test, build, check the site; stop at the first that fails
 	$(MAKE) book
 	$(MAKE) check-site
 	@echo "$(SITE) is ready to publish."
+	@! grep -q "url: https://github.com/example/" _config.yml || echo "Its address is still the placeholder: the links to" \
+	    "Colab and the first cells lead nowhere. make address REPOSITORY=... SITE_ADDRESS=... moves the book."
 
 serve: $(STAMP)  ## show the built site at http://localhost:8000 (PORT=8000)
 	$(BIN)/python book/tools/serve.py $(PORT)

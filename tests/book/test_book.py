@@ -58,7 +58,9 @@ def load_tool(name: str):
 def test_every_file_names_the_address_in_the_configuration():
     tool = load_tool("address")
     repository, site = tool.addresses()
-    ours = re.compile(r"https?://(?:github\.com/[\w-]+|[\w-]+\.github\.io)/pedagogic-peft\b")
+    # Of any owner, by the book's first name or by its present one.
+    names = "|".join({"pedagogic-peft", re.escape(repository.rpartition("/")[2])})
+    ours = re.compile(rf"https?://(?:github\.com/[\w-]+|[\w-]+\.github\.io)/(?:{names})(?![\w-])")
     named = 0
     for path in tool.files():
         for found in ours.findall(path.read_text(encoding="utf-8")):
@@ -86,6 +88,12 @@ def test_the_book_moves_to_another_address_by_one_command(tmp_path):
         "source": "git+https://github.com/me/our-book@v1",
         "read": "https://me.github.io/our-book/book/index.html",
     }
+
+
+def test_a_repositorys_address_is_written_without_its_ending():
+    """Colab, and the links to files, want it so."""
+    given = ["https://github.com/me/our-book.git", "https://me.github.io/our-book/"]
+    assert load_tool("address").bare(given) == (given[0][:-4], given[1][:-1])
 
 
 def test_no_file_names_a_folder_of_one_machine():
