@@ -40,6 +40,33 @@
   if (location.hash) all();
   else figures.forEach((script) => closer.observe(script.previousElementSibling));
 
+  // A picture is larger than a phone: its button shows it in a window of its own, where it scrolls.
+  const enlarge = (image) => {
+    const dialog = document.createElement("dialog"), box = document.createElement("div");
+    const close = document.createElement("button"), picture = new Image();
+    dialog.className = "enlarged";
+    dialog.setAttribute("aria-label", "Enlarged figure");
+    close.textContent = "Close";
+    close.className = "btn";
+    box.tabIndex = 0;
+    Object.assign(picture, { src: image.src, alt: image.alt });
+    picture.style.width = `max(100%, ${0.75 * image.getAttribute("width")}px)`;
+    box.append(picture);
+    dialog.append(close, box);
+    close.addEventListener("click", () => dialog.close());
+    dialog.addEventListener("close", () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  };
+  for (const image of document.querySelectorAll("article :is(.cell_output, figure) img[width]:not(.still)")) {
+    const button = document.createElement("button");
+    button.className = "enlarge";
+    button.setAttribute("aria-label", "Enlarge the figure");
+    button.addEventListener("click", () => enlarge(image));
+    image.parentElement.classList.add("has-enlarge");
+    image.after(button);
+  }
+
   // The search quotes what it found from a page's text, not from the list of contents above it.
   addEventListener("DOMContentLoaded", () => {
     if (typeof Search === "undefined") return;
