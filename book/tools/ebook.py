@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
 WORK = ROOT / "_build" / "ebook"
 NAME = "pedagogic-peft"
-ONLY_FOR_THE_SITE = ("lighten", "sphinxext.opengraph")
+ONLY_FOR_THE_SITE = ("lighten", "sphinxext.opengraph", "describe")
 MARGIN = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
 FOOTER = '<div style="font-size:8px;width:100%;text-align:center"><span class="title"></span></div>'
 
@@ -123,9 +123,7 @@ def make_epub() -> Path:
     # The derived settings are in another folder, so what they name by its path is named in full.
     local = config["sphinx"]["local_extensions"]
     config["sphinx"]["local_extensions"] = {
-        name: str(ROOT / folder)
-        for name, folder in local.items()
-        if name not in ONLY_FOR_THE_SITE
+        name: str(ROOT / folder) for name, folder in local.items() if name not in ONLY_FOR_THE_SITE
     } | {"epub_pages": str(ROOT / "book" / "tools")}
     sphinx["extensions"].append("epub_pages")
     for name in [name for name in sphinx if name.startswith("ogp_")]:

@@ -40,10 +40,11 @@ class NotebookStatus(SphinxDirective):
         report = Path(self.env.srcdir) / REPORT
         if not report.exists():
             words = (
-                "No test run is at hand. make gate executes every notebook and leaves its report"
+                "This copy of the site was built without running the notebooks afresh, so it has no "
+                "table of them. In a clone of the repository, make gate followed by make book adds it."
             )
-            return [nodes.paragraph("", f"{words} in {REPORT}; build the site after it.")]
-        suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+            return [nodes.paragraph("", words)]
+        suite = suite_of(report)
         pages = by_page(suite)
         titles = {page: toc(self.env).get(page) or page for page in pages}
         rows = [
@@ -58,6 +59,29 @@ class NotebookStatus(SphinxDirective):
         summary = f"Run of {when}: {len(rows) - wrong} of {len(rows)} notebooks passed. {versions}."
         cost = costs({titles[page]: result for page, result in pages.items()})
         return [nodes.paragraph("", summary), nodes.paragraph("", cost), table(head, rows)]
+
+
+class LastRun(SphinxDirective):
+    """One line for the landing page, and nothing where the site was built without a run."""
+
+    def run(self):
+        self.env.note_reread()
+        report = Path(self.env.srcdir) / REPORT
+        if not report.exists():
+            return []
+        suite = suite_of(report)
+        pages = by_page(suite).values()
+        passed = sum(not wrong for *_, wrong in pages)
+        when = (suite.get("timestamp") or "")[:10]
+        words = (
+            f"Last tested on {when}: {passed} of {len(pages)} notebooks give their stored outputs. "
+        )
+        line = nodes.paragraph("", words, classes=["last-run"])
+        return [line + doc_link("book/status", "Status").children]
+
+
+def suite_of(report: Path):
+    return next(ElementTree.parse(report).getroot().iter("testsuite"))
 
 
 def doc_link(page: str, title: str) -> nodes.paragraph:
@@ -278,6 +302,7 @@ def setup(app) -> dict:
     app.add_node(contents_placeholder)
     app.add_directive("book-contents", BookContents)
     app.add_directive("notebook-status", NotebookStatus)
+    app.add_directive("last-run", LastRun)
     app.connect("doctree-read", read)
     app.connect("doctree-resolved", resolve)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

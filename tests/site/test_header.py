@@ -55,7 +55,9 @@ def test_a_side_bar_opens_and_closes(screen, kind):
     toggle = screen.locator(f".bd-header-article .{kind}-toggle:visible")
     if not toggle.count():
         pytest.skip("its side bar stands beside the page")
-    bar = screen.locator(f".bd-sidebar-{kind}, #pst-{kind}-sidebar-modal .sidebar-{kind}-items__start")
+    bar = screen.locator(
+        f".bd-sidebar-{kind}, #pst-{kind}-sidebar-modal .sidebar-{kind}-items__start"
+    )
     before = state(screen)
     getattr(toggle, screen.press)()
     opened = state(screen)
