@@ -46,7 +46,7 @@ def shares(records: list[dict]) -> dict[str, list[dict[str, float]]]:
 
 
 def chart(records: list[dict]) -> str:
-    """A row for each case and measure: a dot for each setting, its quartiles as a line, the target as a rule."""
+    """A row for each case and measure: a dot for each setting, its quartiles a line, the target a rule."""
     rows = shares(records)
     height = ROW * len(rows) + 22
 

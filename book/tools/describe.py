@@ -1,7 +1,7 @@
 """Sphinx extension: what search engines and social cards say of a page is what it promises.
 
-That is its first paragraph. sphinxext-opengraph takes all the text there is from the top, which here begins with
-the reading time and the links below the title, and has no setting for that.
+That is its first paragraph. sphinxext-opengraph takes all the text there is from the top, which here begins
+with the reading time and the links below the title, and has no setting for that.
 """
 
 import html

@@ -2,8 +2,8 @@
 
 What a notebook stored is HTML with a caption of its own, which JupyterLab and Colab show. Here the caption
 becomes Sphinx's, which numbers it among the page's other figures, in every format. Beside the HTML the
-notebook stored a picture of the first setting: that is the figure in the EPUB, and on the site where no script
-runs (``img.still``; custom.css and layout.html).
+notebook stored a picture of the first setting: that is the figure in the EPUB, and on the site where no
+script runs (``img.still``; custom.css and layout.html).
 
 ``{moving-figure} chapters/.../page.ipynb`` shows the first such figure of a notebook on another page.
 """

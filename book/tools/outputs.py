@@ -1,15 +1,16 @@
 """Sphinx extension: what cells printed, so that it can be read on a narrow screen.
 
-A line that is too long wraps, and its rest is indented; so every line becomes an element. In a table of several
-columns nothing wraps: it is set smaller, as far as that can be read, and scrolls. What is a table is seen by
-its gaps. custom.css does the rest, from the class ``columns`` and the number of letters in a line.
+A line that is too long wraps, and its rest is indented; so every line becomes an element. In a table of
+several columns nothing wraps: it is set smaller, as far as that can be read, and scrolls. What is a table is
+seen by its gaps. custom.css does the rest, from the class ``columns`` and the number of letters in a line.
 """
 
 import html
 import re
 
 PRINTED = re.compile(
-    r'<div class="(output (?:stream|text_plain)[^"]*)"><div class="highlight"><pre>(?:<span></span>)?(.*?)</pre>',
+    r'<div class="(output (?:stream|text_plain)[^"]*)"><div class="highlight">'
+    r"<pre>(?:<span></span>)?(.*?)</pre>",
     re.DOTALL,
 )
 GAP = re.compile(r"\S {2,}\S")

@@ -155,13 +155,31 @@ def test_a_class_and_the_page_that_builds_it_link_to_each_other():
     assert checked > 8
 
 
-def test_a_fold_says_whether_it_holds_a_solution_or_code():
+def test_a_fold_says_what_it_holds():
+    import folds
+
+    names = {f"Show {name}" for name in folds.NAMES.values()}
     for path in CONTENT:
         for fold in read(path).select("details.hide"):
-            solution = fold.find_parent(class_="tag_solution")
-            says = "Show the solution" if solution else "Show the code"
-            assert says in fold.summary.get_text(), f"{path.name}: {fold.get_text()[:80]}"
+            says = fold.summary.find(class_="collapsed").get_text().strip()
+            wanted = {"Show the solution"} if fold.find_parent(class_="tag_solution") else names
+            assert says in wanted, f"{path.name}: {fold.get_text()[:80]}"
             assert not fold.summary.get("aria-label")
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((SITE / "chapters").rglob("*.html")),
+    ids=lambda path: str(path.relative_to(SITE)),
+)
+def test_no_machinery_stands_open(path):
+    """Imports, scripts in strings, tables of claims and most drawing are folded."""
+    import folds
+
+    cells = read(path).select(".cell_input")
+    standing = [cell for cell in cells if not cell.find_parent("details")]
+    kinds = {cell.get_text()[:80]: folds.kind_of(cell.get_text()) for cell in standing}
+    assert standing and not {text: kind for text, kind in kinds.items() if kind}
 
 
 def test_the_landing_page_lists_every_notebook():
