@@ -1,8 +1,8 @@
 """Sphinx extension: an EPUB that readers open and epubcheck passes.
 
 Sphinx's own builder names pages from the contents' folder (``book/../chapters/...``), so that its list of
-files and its reading order do not meet; it takes what notebooks printed as HTML for XML; and it does not say which
-files hold formulas.
+files and its reading order do not meet; it takes what notebooks printed as HTML for XML; and it does not say
+which files hold formulas.
 """
 
 import posixpath
