@@ -163,3 +163,19 @@ def test_every_method_has_an_entry_and_a_row_in_the_reference():
                 rf"automodule:: {module}\n +:members: .*\b{name}\b", "".join(pages.values())
             )
             assert f"{module}.{name}`" in pages["index"], name
+
+
+def test_what_the_landing_page_says_was_measured_is_printed_by_the_page_it_links():
+    text = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    lines = re.search(r":::\{div\} results\n(.*?)\n:::", text, re.DOTALL).group(1).split("\n* ")
+    assert len(lines) == 3
+    for line in lines:
+        said, link, measured = re.fullmatch(r"(.*?\()(\S+\.ipynb)(\).*)", line, re.DOTALL).groups()
+        cells = json.loads((ROOT / "book" / link).read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        printed = "".join(
+            "".join(output.get("text", output.get("data", {}).get("text/markdown", "")))
+            for output in outputs
+        )
+        numbers = re.findall(r"[+-]?\d[\d,.]*\d|\b\d\b", re.sub(r"GPT-3|7B", "", said + measured))
+        assert numbers and all(number in printed for number in numbers), (line, numbers)
