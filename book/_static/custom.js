@@ -78,6 +78,59 @@
     };
   });
 
+  // A search field shows what it finds while the reader types. Its scripts and its index are loaded at the first
+  // use. Enter leads to the page of all results.
+  const root = document.documentElement, fields = [...document.querySelectorAll('input[name="q"]')];
+  const PARTS = ["_static/language_data.js", "_static/searchtools.js", "_static/search.js", "searchindex.js"];
+  const fetched = (name) => new Promise((done, failed) => {
+    const script = Object.assign(document.createElement("script"), { onload: done, onerror: failed });
+    script.src = root.dataset.content_root + name;
+    document.head.append(script);
+  });
+  const allParts = async () => {
+    if (typeof Search === "undefined") for (const name of PARTS) await fetched(name);
+  };
+  let loading;
+  const load = () => loading ??= allParts();
+  const list = (field) => {
+    const made = document.createElement("div");
+    made.className = "found";
+    made.setAttribute("aria-live", "polite");
+    field.closest("form").after(made);
+    return made;
+  };
+  const show = (field, place) => {
+    const query = field.value.trim();
+    if (query.length < 2) return place.replaceChildren();
+    const { asked, results } = Search.find(query), marked = localStorage.getItem("sphinx_highlight_terms");
+    localStorage.removeItem("sphinx_highlight_terms");  // only the page that is chosen marks them
+    const words = document.createElement("p"), lines = document.createElement("ul");
+    const best = results.slice(-8).reverse();
+    words.textContent = !best.length ? "Nothing found." : asked === query ? `${results.length} found` :
+      `${results.length} found for "${asked}"`;
+    for (const [page, title, anchor, about] of best) {
+      const line = document.createElement("li"), link = document.createElement("a");
+      link.href = `${root.dataset.content_root}${page}.html${anchor}`;
+      link.innerHTML = title;
+      link.addEventListener("click", () => localStorage.setItem("sphinx_highlight_terms", marked));
+      line.append(link, about ? ` (${about})` : "");
+      lines.append(line);
+    }
+    place.replaceChildren(words, lines);
+  };
+  for (const field of fields) {
+    let place;
+    field.addEventListener("focus", load, { once: true });
+    field.addEventListener("input", () => {
+      root.dataset.typed = field.value;
+      load().then(() => show(field, place ??= list(field)));
+    });
+    field.addEventListener("keydown", (event) => {
+      const first = place?.querySelector("a");
+      if (event.key === "ArrowDown" && first) first.focus(), event.preventDefault();
+    });
+  }
+
   // The theme lets go of its switch when it is pressed: who goes by keyboard would start again from the top.
   addEventListener("click", (event) => {
     const button = event.target.closest("button.theme-switch-button");
@@ -91,7 +144,6 @@
   });
   if (window.requestIdleCallback) requestIdleCallback(decode, { timeout: 2000 });
   else setTimeout(decode, 2000);
-  const root = document.documentElement;
   let opened = [], theme = "";
   addEventListener("beforeprint", () => {
     theme = root.dataset.theme;
