@@ -131,6 +131,83 @@
     });
   }
 
+  // A card shows what a link to a term, a paper or an equation leads to: for a mouse and for the keyboard. It
+  // stays while the mouse is on it, and Escape closes it.
+  const HAS_CARD = 'article a.reference.internal:is([href*="glossary.html#term-"], [href*="references.html#"], ' +
+    '[href*="#equation-"])';
+  const base = new URL(root.dataset.content_root, location.href).href;
+  const keyOf = (link) => link.href.replace(base, "").replace(".html", "");
+  const card = Object.assign(document.createElement("div"), { className: "card-of-link", id: "card-of-link", hidden: true });
+  card.setAttribute("role", "tooltip");
+  document.body.append(card);
+  let cards, over, leaving;
+  const close = () => {
+    over?.removeAttribute("aria-describedby");
+    card.hidden = true;
+    over = undefined;
+  };
+  const open = async (link) => {
+    clearTimeout(leaving);
+    if (over === link) return;
+    close();
+    over = link;
+    await (cards ??= fetched("_static/cards.js"));
+    const text = window.CARDS[keyOf(link)];
+    if (over !== link || !text) return;
+    link.removeAttribute("title");  // it would be shown twice
+    link.setAttribute("aria-describedby", card.id);
+    card.innerHTML = text;
+    card.hidden = false;
+    const at = link.getBoundingClientRect(), size = card.getBoundingClientRect();
+    const below = at.bottom + size.height + 8 < innerHeight;
+    card.style.left = `${Math.max(8, Math.min(at.left, document.documentElement.clientWidth - size.width - 8))}px`;
+    card.style.top = `${Math.max(8, below ? at.bottom + 4 : at.top - size.height - 4)}px`;
+  };
+  const leave = () => { leaving = setTimeout(close, 250); };
+  for (const link of document.querySelectorAll(HAS_CARD)) {
+    link.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && open(link));
+    link.addEventListener("focus", () => link.matches(":focus-visible") && open(link));
+    link.addEventListener("pointerleave", leave);
+    link.addEventListener("blur", close);
+  }
+  card.addEventListener("pointerenter", () => clearTimeout(leaving));
+  card.addEventListener("pointerleave", leave);
+  addEventListener("keydown", (event) => event.key === "Escape" && close());
+  addEventListener("scroll", close, { passive: true });
+
+  // What was read is ticked in the side bar, and the landing page says where to go on. Only this browser knows.
+  const page = location.href.replace(base, "").replace(/\.html.*$/, "");
+  const noted = (name, otherwise) => {
+    try { return JSON.parse(localStorage.getItem(name)) ?? otherwise; } catch { return otherwise; }
+  };
+  const note = (name, value) => {
+    try { localStorage.setItem(name, JSON.stringify(value)); } catch { /* a browser that keeps nothing */ }
+  };
+  const lessons = [...document.querySelectorAll('.bd-sidebar-primary nav a[href]')]
+    .filter((link) => link.href.includes("/chapters/") || link.getAttribute("href") === "#");
+  const tick = () => {
+    const read = noted("peft-read", []);
+    lessons.forEach((link) => link.classList.toggle("was-read",
+      read.includes(link.getAttribute("href") === "#" ? page : link.href.replace(base, "").replace(/\.html.*$/, ""))));
+  };
+  const foot = document.querySelector(".prev-next-footer");
+  if (page.startsWith("chapters/") && foot) {
+    note("peft-last", { page, title: document.title.split(" \u2014 ")[0] });
+    new IntersectionObserver((seen) => {
+      if (!came(seen).length) return;
+      note("peft-read", [...new Set([...noted("peft-read", []), page])]);
+      tick();
+    }).observe(foot);
+  }
+  tick();
+  const last = noted("peft-last"), starts = document.querySelector(".start-buttons p");
+  if (starts && last) {
+    const link = document.createElement("a"), named = lessons.find((one) => one.href.includes(last.page));
+    link.href = `${root.dataset.content_root}${last.page}.html`;
+    link.textContent = `Go on at ${named?.textContent.trim() ?? last.title}`;
+    starts.prepend(link);
+  }
+
   // The theme lets go of its switch when it is pressed: who goes by keyboard would start again from the top.
   addEventListener("click", (event) => {
     const button = event.target.closest("button.theme-switch-button");

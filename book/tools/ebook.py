@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
 WORK = ROOT / "_build" / "ebook"
 NAME = "pedagogic-peft"
-ONLY_FOR_THE_SITE = ("lighten", "sphinxext.opengraph", "describe")
+ONLY_FOR_THE_SITE = ("lighten", "sphinxext.opengraph", "describe", "site_files", "cards")
 MARGIN = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
 FOOTER = '<div style="font-size:8px;width:100%;text-align:center"><span class="title"></span></div>'
 

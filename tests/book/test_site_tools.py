@@ -12,6 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 TOOLS = Path(__file__).parents[2] / "book" / "tools"
+sys.path.insert(0, str(TOOLS))  # they use each other
 
 
 def load(name: str):
@@ -261,3 +262,40 @@ def test_a_page_is_described_by_its_first_paragraph():
     page[-1] += nodes.math("", r"\alpha")
     assert load("describe").described(page, 300) == "After this page you can set α"
     assert load("describe").described(page, 20) == "After this page you …"
+
+
+def test_numbers_of_figures_start_anew_on_every_page():
+    from types import SimpleNamespace
+
+    given = {"a": {"figure": {"f": (8,), "g": (9,)}}, "b": {"displaymath": {"e": (5,)}}, "c": {}}
+    titles = {"a": "2.2 LoRA", "b": None, "c": "7 Conclusion"}
+    site_map = {page: SimpleNamespace(title=title) for page, title in titles.items()}
+    app = SimpleNamespace(config=SimpleNamespace(external_site_map=site_map))
+    load("page_numbers").number_by_page(app, SimpleNamespace(toc_fignumbers=given))
+    assert given["a"]["figure"] == {"f": (2, 2, 1), "g": (2, 2, 2)}
+    assert given["b"]["displaymath"] == {"e": (1,)}
+
+
+def test_cards_hold_terms_papers_and_equations_without_links():
+    cards_of = load("cards").cards_of
+    term = '<dl><dt id="term-rank">rank<a class="headerlink" href="#">#</a></dt><dd><p>Of <a href="x">BA</a>.</p></dd></dl>'
+    assert cards_of("book/glossary", f"<main>{term}</main>") == {
+        "book/glossary#term-rank": "<p>Of BA.</p>"
+    }
+    paper = '<div class="citation" id="id3"><span class="label">[H]</span><p>Hu.</p></div>'
+    assert cards_of("book/references", f"<main>{paper}</main>") == {
+        "book/references#id3": "<p>Hu.</p>"
+    }
+    formula = '<div class="math" id="equation-lora"><span class="eqno">(1)</span><b>BA</b></div>'
+    assert cards_of("chapters/a", f"<main>{formula}</main>") == {
+        "chapters/a#equation-lora": "<b>BA</b>"
+    }
+
+
+def test_a_page_as_markdown_has_its_code_and_what_it_printed(tmp_path):
+    from nbformat.v4 import new_output
+
+    cell = new_code_cell("print(1)", outputs=[new_output("stream", text="1\n")])
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# A"), cell]), tmp_path / "page.ipynb")
+    made = load("site_files").markdown(tmp_path, "page")
+    assert made == "# A\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n"

@@ -118,19 +118,23 @@ def test_next_leads_through_the_whole_book():
     assert walked == [page.resolve() for page in contents]
 
 
-def test_figures_are_numbered_through_the_book():
-    """Also those that move. The numbers follow the order of the contents, and none is missing."""
+def test_figures_and_equations_are_numbered_by_page():
+    """Also those that move. Each page counts from one, behind its own number, and none is missing."""
     parts = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))["parts"]
-    numbers = []
+    counted = 0
     for entry in [entry for part in parts for entry in part["chapters"]]:
         page = read(SITE / f"{entry['file']}.html")
-        captions = page.select("article figure > figcaption")
-        numbers += [
-            caption.find(class_="caption-number").get_text().split()[1] for caption in captions
-        ]
+        number = re.match(r"[\d.]+(?= )", entry.get("title", ""))
+        captions = page.select("article figure > figcaption > .caption-number")
+        figures = [caption.get_text().split()[1] for caption in captions]
+        equations = [tag.find(string=True).strip("()") for tag in page.select("article .eqno")]
+        for numbers in (figures, equations):
+            start = f"{number.group()}." if number else ""
+            assert numbers == [f"{start}{i + 1}" for i in range(len(numbers))], entry["file"]
+        counted += len(figures)
         moving = page.select("article figure.explorable")
         assert all(figure.find_parent("figure").find("figcaption") for figure in moving)
-    assert numbers == [str(i + 1) for i in range(len(numbers))] and len(numbers) > 50
+    assert counted > 50
 
 
 def test_a_class_and_the_page_that_builds_it_link_to_each_other():
