@@ -37,7 +37,7 @@ def rounded(tensors: dict[str, np.ndarray], kind: type) -> dict[str, np.ndarray]
 
 def export(folder: Path) -> None:
     """Write the scripts, the kernel and the data."""
-    from pedagogic_peft.course.experiments import task_adapters
+    from pedagogic_peft.course.experiments import in_the_page, store, task_adapters
     from pedagogic_peft.course.models import pocket_folder
     from pedagogic_peft.course.pocket.stories import WORLD
 
@@ -47,6 +47,8 @@ def export(folder: Path) -> None:
     kernel = (SOURCE / "engine" / "kernel.wat").read_text("utf-8")
     (data / "kernel.wasm").write_bytes(wasmtime.wat2wasm(kernel))
     write_json(data / "world.json", WORLD)
+    records = store.read(in_the_page.RESULTS)
+    write_json(data / "stored.json", {record["kind"]: record for record in records})
     for base in BASES:
         source = pocket_folder(base)
         config = json.loads((source / "config.json").read_text("utf-8"))

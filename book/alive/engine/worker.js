@@ -32,11 +32,12 @@ const json = async (name, tell) => JSON.parse(new TextDecoder().decode(await dow
 
 const tasks = {
   sentiment: (world) => world.sentiment,
-  questions: (world) => world.questions,
+  questions: (world) => world.openQuestions,
   summary: (world) => world.summary,
   translation: (world) => world.translation,
-  tale: (world) => world.styled("tale", 3),
-  pirate: (world) => world.styled("pirate", 3),
+  tale: (world) => world.styled("tale", 1),
+  shout: (world) => world.styled("shout", 1),
+  pirate: (world) => world.styled("pirate", 1),
 };
 
 function drawn({ task, n, seed, longest = Infinity }) {
@@ -56,6 +57,9 @@ function measure({ watch, test }, adaptations) {
   if (labels) {
     const logits = nextLogits(state.model, texts, adaptations);
     found.accuracy = logits.filter((row, i) => labels.every((label) => row[answers[i]] >= row[label])).length / texts.length;
+  } else if (test.wanted) {
+    const written = continuations(state.model, texts, adaptations, { most: 12 }).map((ids) => state.tokenizer.decode(ids));
+    found.accuracy = written.filter((text, i) => text === test.wanted[i]).length / texts.length;
   } else if (test.style) {
     const written = continuations(state.model, texts, adaptations).map((ids) => state.tokenizer.decode(ids));
     const counts = written.map((text) => state.world.wears(text, test.style));
@@ -64,10 +68,13 @@ function measure({ watch, test }, adaptations) {
   return found;
 }
 
-function testOf({ task, ...rest }) {
-  const { tokenizer, world } = state, some = drawn({ task, ...rest }), texts = some.map((e) => tokenizer.encode(e.prompt));
+// Examples that are to be drawn, or the reader's own.
+const given = (wanted) => Array.isArray(wanted) ? wanted : drawn(wanted);
+
+function testOf(wanted) {
+  const { tokenizer, world } = state, { task } = wanted, some = given(wanted), texts = some.map((e) => tokenizer.encode(e.prompt));
   if (task === "sentiment") return { labels: world.verdicts.map((word) => tokenizer.ids[word]), texts, answers: some.map((e) => tokenizer.ids[e.answer]) };
-  return { style: task in world.styles ? task : null, texts };
+  return task in world.styles ? { style: task, texts } : { wanted: some.map((e) => e.answer), texts };
 }
 
 // Wait for the messages that came meanwhile, such as the wish to stop.
@@ -96,7 +103,7 @@ const actions = {
       const adaptation = fixed ? fromFolder(fixed.files, state.model) : new METHODS[method](settings).start(state.model, random);
       const raw = own ?? (fixed ? null : drawn(data));
       run = new Run(state.model, adaptation, fixed?.examples ?? raw.map((e) => tokenizer.example(e)), { steps, batchSize, lr, random, batches: fixed?.batches });
-      run.measures = { watch: watch ? drawn(watch).map((e) => tokenizer.example(e)) : [], test: test ? testOf(test) : {} };
+      run.measures = { watch: watch ? given(watch).map((e) => tokenizer.example(e)) : [], test: test ? testOf(test) : {} };
       state.adaptations[name] = adaptation;
       state.runs[name] = run;
       if (watch) tell({ step: 0, steps, count: adaptation.count, ...measure(run.measures, [adaptation]) });
@@ -116,6 +123,12 @@ const actions = {
 
   stop() { state.stopping = true; },
   forget({ name }) { delete state.runs[name]; delete state.adaptations[name]; if (state.merged?.name === name) actions.unmerge(); },
+
+  // The test accuracy with ΔW (LoRA's) multiplied by a weight.
+  score({ name, test, weight = 1 }) {
+    const { texts, labels, answers } = testOf(test), rows = nextLogits(state.model, texts, named(name), [texts.map(() => weight)]);
+    return rows.filter((row, i) => labels.every((label) => row[answers[i]] >= row[label])).length / rows.length;
+  },
 
   // The probabilities of some words after each text, and of the likeliest words. weights: {name: one a text}.
   next({ texts, name, names = [name], weights = {}, words }) {

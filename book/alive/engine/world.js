@@ -66,6 +66,20 @@ export class World {
     return { prompt: `${story.text} ${text}`, answer };
   };
 
+  // About half of these the story does not answer; such a question is of another story, about nobody in this one.
+  openQuestions = (rng) => {
+    const told = this.story(rng), other = this.story(rng);
+    if (rng.random() < 0.5) {
+      const { text, answer } = rng.choice(told.questions);
+      return { prompt: `${told.text} ${text}`, answer };
+    }
+    const answered = told.questions.map((q) => q.text), words = told.text.split(" ");
+    const present = this.names.filter((name) => words.includes(name));
+    const foreign = other.questions.map((q) => q.text)
+      .filter((text) => !answered.includes(text) && !text.split(" ").some((word) => present.includes(word)));
+    return { prompt: `${told.text} ${rng.choice(foreign)}`, answer: this.world.unanswered.answer };
+  };
+
   summary = (rng) => {
     const story = this.story(rng), met = story.questions.find((q) => q.text.includes("who met"));
     const A = met.answer, B = met.text.split(" ")[2], place = story.questions.find((q) => q.text === `where was ${A} ?`).answer;
