@@ -2,7 +2,7 @@
 
 import { button, chart, el, percent, problem } from "./parts.js";
 
-const SLEPT = 20_000;  // no step for so many milliseconds: the tab was asleep
+const SLEPT = 20_000;  // no step for so many milliseconds while the tab was hidden: it was asleep
 export const COLOURS = { train: "#56B4E9", validation: "#0072B2", stored: "#D55E00" };
 
 export class TrainingPanel {
@@ -22,6 +22,7 @@ export class TrainingPanel {
     this.node = el("div", {}, el("div", { className: "buttons" }, this.button, this.again, this.bar), this.status,
       el("div", { className: "charts" }, this.loss.node, this.right.node), this.details);
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
+    document.addEventListener("visibilitychange", () => { if (document.hidden) this.hidden = true; });
     this.clear();
   }
 
@@ -76,8 +77,8 @@ export class TrainingPanel {
 
   show(at) {
     const now = Date.now();
-    if (now - this.last > SLEPT) this.slept = now - this.last;
-    this.last = now;
+    if (this.hidden && now - this.last > SLEPT) this.slept = now - this.last;
+    Object.assign(this, { last: now, hidden: document.hidden });
     if (at.count) this.count = at.count;
     this.steps = at.steps;
     this.bar.max = at.steps;

@@ -309,27 +309,26 @@ def test_without_webassemblys_vectors_it_computes_the_same(page):
     assert torch.tensor(page.ask("logits", ids=text)) == pytest.approx(torch.tensor(fast), abs=5e-3)
 
 
-def test_the_time_of_a_hundred_steps(page):
-    """20 s are aimed at, on one core; a busy machine may take longer."""
+def cpu_seconds(browser) -> float:
+    """The processor time of all pages so far: a busy machine does not count."""
+    session = browser.new_browser_cdp_session()
+    found = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    session.detach()
+    return sum(process["cpuTime"] for process in found if process["type"] == "renderer")
+
+
+def test_the_time_of_a_hundred_steps(page, browser):
+    """At most 60 s on one core, and 20 s are aimed at, with what is measured on the way."""
     page.ask("open", base="pocket-gpt")
-    page.told  # noqa: B018
-    settings = {
-        "r": 8,
-        "alpha": 16,
-        "target_modules": "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(),
-    }
-    data = {"task": "sentiment", "n": 2000, "seed": 1, "longest": 16}
-    page.ask(
-        "train",
-        name="timed",
-        method="lora",
-        settings=settings,
-        data=data,
-        seed=0,
-        steps=30,
-        batchSize=8,
-        lr=1e-2,
-    )
-    ms = sorted(at["ms"] for at in page.told if "ms" in at)
-    print(f"100 steps: {ms[len(ms) // 2] / 10:.0f} s, by the median of 30")
-    assert ms[len(ms) // 2] / 10 <= 60
+    maps = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+    run = {"method": "lora", "settings": {"r": 8, "alpha": 16, "target_modules": maps}}
+    run |= {"data": {"task": "sentiment", "n": 2000, "seed": 1, "longest": 16}}
+    run |= {"watch": {"task": "sentiment", "n": 40, "seed": 3}}
+    run |= {"test": {"task": "sentiment", "n": 100, "seed": 2}}
+    start = cpu_seconds(browser)
+    page.ask("train", name="timed", seed=0, steps=100, batchSize=8, lr=1e-2, **run)
+    spent = cpu_seconds(browser) - start
+    print(f"100 steps of batch 8, measured six times: {spent:.1f} s of one core")
+    assert spent <= 60
+    scores = [at["accuracy"] for at in page.told if "accuracy" in at]
+    assert scores[-1] >= 0.8 > scores[0]

@@ -45,7 +45,7 @@ export async function build(box, engine, { vocabulary }, stored) {
   const write = async () => {
     try {
       const typed = await engine.ask("tidy", { text: opening.input.value }), unknown = await engine.ask("unknown", { texts: [typed] });
-      const ask = async (names) => (await engine.ask("write", { texts: [typed], names, most: 16 }))[0];
+      const ask = async (names) => (await engine.ask("write", { texts: [typed], names, most: 16 }))[0] || "(the text ends here)";
       const lines = [`Frozen base: ${await ask([])}`];
       if (trained) lines.push(`With your prompt: ${await ask([NAME])}`);
       if (unknown.length) lines.push(`Read as <unk>: ${unknown.join(", ")}.`);

@@ -44,7 +44,7 @@ export async function build(box, engine, about, stored) {
       const likely = await engine.ask("next", batch(rows)), single = [];
       for (const row of rows) single.push((await engine.ask("next", batch([row])))[0]);
       const apart = Math.max(...likely.map((found, i) => Math.abs(found[0].share - single[i][0].share)));
-      shown.replaceChildren(table([["row", "adaptation", "goes on with"], ...rows.map(({ prompt, kind }, i) => [prompt, kind, together[i]])],
+      shown.replaceChildren(table([["row", "adaptation", "goes on with"], ...rows.map(({ prompt, kind }, i) => [prompt, kind, together[i] || "(the text ends here)"])],
         `${rows.length} rows in one batch`));
       said.textContent = names.length ? `Each row is as if it were alone: the largest difference of a probability is ${apart ? apart.toExponential(0) : 0}.`
         : "Train one adaptation, or both.";
