@@ -5,6 +5,7 @@ paper, the still is all there is.
 """
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from pedagogic_peft.course.explorables.core import MovingFigure, png
 from pedagogic_peft.course.explorables.palette import PALETTE
 
 Lines = Mapping[str, tuple[Sequence[Sequence[float]], str]]  # {name: (points, colour)}
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 340, 190, 40, 34, 10
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 340, 200, 42, 54, 10
+LOSSES, SHARES = (0.1, 0.3, 1, 3, 10), (0, 0.25, 0.5, 0.75, 1)  # the ticks, as in the page
 SIZE = "2.7 MB"  # what pressing the button loads, at least
 
 CAPTIONS = {
@@ -64,7 +66,7 @@ def _lora(runs: Mapping[str, Any]) -> tuple[str, str, Any]:
         {name: (runs[kind][key], colour) for name, (kind, colour) in kinds.items()}
         for key in ("validation", "accuracy")
     )
-    charts = chart(loss, "validation loss, nats", 12) + chart(right, "test accuracy", 1)
+    charts = chart(loss, "validation loss, nats", LOSSES) + chart(right, "test accuracy", SHARES)
     text = "\n".join(f"{name}: {_ends(runs[kind])}" for name, (kind, _) in kinds.items())
     return _beside(charts), text, _drawn([(loss, "validation loss"), (right, "test accuracy")])
 
@@ -74,7 +76,9 @@ def _prompt(runs: Mapping[str, Any]) -> tuple[str, str, Any]:
     words = " ".join(word for word, _ in run["nearest"])
     loss = {"soft prompt": (run["validation"], PALETTE["blue"])}
     right = {"soft prompt": (run["accuracy"], PALETTE["blue"])}
-    charts = chart(loss, "validation loss, nats", 12) + chart(right, "sentences told as a tale", 1)
+    charts = chart(loss, "validation loss, nats", LOSSES) + chart(
+        right, "sentences told as a tale", SHARES
+    )
     said = f"<p>Nearest words: {html.escape(words)}</p>"
     figure = _drawn([(loss, "validation loss"), (right, "told as a tale")])
     return _beside(charts) + said, f"{_ends(run)}\nnearest words: {words}", figure
@@ -97,13 +101,16 @@ def _ends(run: Mapping[str, Any]) -> str:
     return f"validation loss {loss:.2f}, {right:.0%} right"
 
 
-def chart(lines: Lines, label: str, top: float) -> str:
-    """Return lines over steps as SVG, in the colours of the page; the y axis runs from 0 to ``top``."""
+def chart(lines: Lines, label: str, ticks: Sequence[float]) -> str:
+    """Return lines over steps as SVG; the y axis is logarithmic if its ticks begin above 0."""
     end = max(step for points, _ in lines.values() for step, _ in points)
+    log = ticks[0] > 0
 
     def at(step: float, value: float) -> str:
+        low, high, value = (math.log(v) if log else v for v in (ticks[0], ticks[-1], value))
+        share = min(max((value - low) / (high - low), 0), 1)
         x = LEFT + (WIDTH - LEFT - TOP) * step / end
-        return f"{x:.1f},{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(value / top, 1):.1f}"
+        return f"{x:.1f},{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share:.1f}"
 
     said = "; ".join(f"{name}, {points[-1][1]:g} at the end" for name, (points, _) in lines.items())
     parts = [
@@ -111,26 +118,28 @@ def chart(lines: Lines, label: str, top: float) -> str:
         f'style="max-width: 100%; height: auto" fill="currentColor" '
         f'aria-label="{html.escape(f"{label} by step: {said}")}">'
     ]
-    for share in (0, 0.5, 1):
-        _, y = at(0, share * top).split(",")
-        tick = f"{share:.0%}" if top == 1 else f"{share * top:g}"
+    for tick in ticks:
+        y = float(at(0, tick).split(",")[1])
         parts += [
             f'<line x1="{LEFT}" x2="{WIDTH - TOP}" y1="{y}" y2="{y}" stroke="currentColor" opacity=".15"/>',
-            f'<text x="{LEFT - 5}" y="{float(y) + 4:.1f}" text-anchor="end">{tick}</text>',
+            f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">',
+            f"{tick:g}</text>" if log else f"{tick:.0%}</text>",
         ]
+    for step in (0, end / 2, end):
+        x = at(step, ticks[-1]).split(",")[0]
+        parts.append(f'<text x="{x}" y="{HEIGHT - 40}" text-anchor="middle">{step:g}</text>')
     for i, (name, (points, colour)) in enumerate(lines.items()):
         places = " ".join(at(step, value) for step, value in points)
         dash = ' stroke-dasharray="6 3"' if i else ""
-        x = LEFT + 20 + 110 * i
+        x, y = LEFT + 110 * i, HEIGHT - 8
         parts += [
             f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="2.5"{dash}/>',
-            f'<line x1="{x}" x2="{x + 22}" y1="{TOP + 6}" y2="{TOP + 6}" stroke="{colour}" '
-            f'stroke-width="3"{dash}/><text x="{x + 27}" y="{TOP + 10}">{html.escape(name)}</text>',
+            f'<line x1="{x}" x2="{x + 22}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" '
+            f'stroke-width="3"{dash}/><text x="{x + 27}" y="{y}">{html.escape(name)}</text>',
         ]
     middle = (LEFT + WIDTH) / 2
-    axis = f"{end:g} steps: {label}"
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{axis}</text></svg>')
-    return "".join(parts)
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 25}" text-anchor="middle">step ({label})</text>')
+    return "".join([*parts, "</svg>"])
 
 
 def _beside(charts: str) -> str:
