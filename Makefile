@@ -159,8 +159,6 @@ publish: check-address  ## test, build, check the site; stop at the first that f
 	$(MAKE) book
 	$(MAKE) check-site
 	@echo "$(SITE) is ready to publish."
-	@! grep -q "url: https://github.com/example/" _config.yml || echo "Its address is still the placeholder: the links to" \
-	    "Colab and the first cells lead nowhere. make address REPOSITORY=... SITE_ADDRESS=... moves the book."
 
 release: check-address  ## build wheel and source archive, try them on Python 3.11 and 3.13 (PYTHONS=3.11), say what to upload
 	$(BIN)/python book/tools/release.py $(PYTHONS)
