@@ -67,6 +67,27 @@
     image.after(button);
   }
 
+  // A figure in which the reader trains loads what it needs when its button is pressed.
+  for (const figure of document.querySelectorAll("figure.alive")) {
+    const button = figure.querySelector(".alive-start button"), said = button.nextElementSibling;
+    button.hidden = false;
+    said.setAttribute("aria-live", "polite");
+    said.textContent = "It stays in this page: nothing that you type or train is sent anywhere.";
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      const from = `${document.documentElement.dataset.content_root}_static/alive/begin.js`;
+      try {
+        const { begin } = await import(new URL(from, location.href).href);
+        await begin(figure);
+      } catch (error) {
+        button.disabled = false;
+        said.textContent = location.protocol === "file:"
+          ? "A page opened as a file may not start a worker. Open the book's site, or run make serve."
+          : `It did not start. ${error.message} Press the button again, or reload the page.`;
+      }
+    });
+  }
+
   // The search quotes what it found from a page's text, not from the list of contents above it.
   addEventListener("DOMContentLoaded", () => {
     if (typeof Search === "undefined") return;

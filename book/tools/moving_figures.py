@@ -19,7 +19,9 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 CAPTION = re.compile(r"<figcaption>(.*?)</figcaption>\n?", re.DOTALL)
-NAME = re.compile(r'<figure class="explorable" data-figure="([\w-]+)">')
+NAME = re.compile(
+    r'<figure class="(?:explorable|alive)"(?: data-alive="\w+")? data-figure="([\w-]+)">'
+)
 ALT = re.compile(r'class="stage" role="\w+" aria-label="([^"]*)"')
 
 

@@ -90,6 +90,54 @@ def test_the_book_moves_to_another_address_by_one_command(tmp_path):
     }
 
 
+def test_the_pages_can_install_from_pypi_by_name_and_from_git_again(tmp_path):
+    tool = load_tool("address")
+    repository, _ = tool.addresses()
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    for path in [*tool.files()]:
+        if path.suffix in (".ipynb", ".md") and "pip install" in path.read_text(encoding="utf-8"):
+            copy = tmp_path / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    before = {path: path.read_text() for path in tool.files(tmp_path)}
+    page = tmp_path / "chapters" / "06_practice" / "scaling_out.ipynb"
+    assert f"notebooks,hub] @ git+{repository}" in page.read_text()
+    tool.install_from("pypi", tmp_path)
+    assert r"%pip install -q \"pedagogic-peft[notebooks,hub]\"" in page.read_text()
+    clones = f"git+{repository}"
+    assert not [path for path in before if clones in path.read_text()]
+    tool.install_from("git", tmp_path)
+    assert {path: path.read_text() for path in before} == before
+
+
+def test_a_placeholder_for_an_address_is_refused_with_the_command_that_helps(tmp_path):
+    tool = load_tool("address")
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    tool.move(
+        ("https://github.com/example/pedagogic-peft", "https://example.github.io/x"), tmp_path
+    )
+    with pytest.raises(SystemExit, match="make address REPOSITORY=https://github.com/OWNER/NAME"):
+        tool.check(tmp_path)
+    tool.move(("https://github.com/me/our-book", "https://me.github.io/our-book"), tmp_path)
+    tool.check(tmp_path)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("publish", "release"):
+        assert re.search(rf"^{target}: check-address", makefile, re.MULTILINE)
+
+
+def test_every_file_of_the_package_would_be_in_the_wheel():
+    """Of what setuptools takes: `make release` looks into the wheel itself."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = ["**/*.py", *project["tool"]["setuptools"]["package-data"]["pedagogic_peft"]]
+    package = ROOT / "pedagogic_peft"
+    taken = {path for pattern in patterns for path in package.glob(pattern)}
+    listed = ["git", "ls-files", "pedagogic_peft"]
+    known = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {name for name in known.split() if ROOT / name not in taken}
+
+
 def test_a_repositorys_address_is_written_without_its_ending():
     """Colab, and the links to files, want it so."""
     given = ["https://github.com/me/our-book.git", "https://me.github.io/our-book/"]
