@@ -1,4 +1,4 @@
-"""What a reader has at hand: search while typing, cards, ticks, pictures without scripts, files beside the pages."""
+"""What a reader has at hand: search while typing, cards, ticks, stills, files beside the pages."""
 
 import json
 import re
