@@ -1,9 +1,9 @@
 """The whole book as a PDF, bound from the built site's pages.
 
 Chromium prints each page by itself, in the order of the contents. (In one page of the whole book, all
-sections called Summary would have one id.) Before them come a title page and the contents with page numbers, on
-every sheet stands its number, and links between pages lead inside the book. What is not there: the tags for
-screen readers, which pypdf does not join.
+sections called Summary would have one id.) Before them come a title page and the contents with page numbers,
+on every sheet stands its number, and links between pages lead inside the book. What is not there: the tags
+for screen readers, which pypdf does not join.
 """
 
 import html
