@@ -26,7 +26,8 @@ FRONT = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</
 body {{ font: 11pt/1.5 sans-serif }} h1 {{ margin-top: 70mm; font-size: 30pt; line-height: 1.2 }}
 .title {{ break-after: page }} h2 {{ font-size: 12pt; margin: 5mm 0 1mm; break-after: avoid }}
 a {{ display: flex; color: inherit; text-decoration: none }} a span {{ margin-left: auto }}
-</style><div class="title"><h1>{title}</h1><p>LoRA, adapters and soft prompts, built from scratch and run on every page.</p>
+</style><div class="title"><h1>{title}</h1>
+<p>LoRA, adapters and soft prompts, built from scratch and run on every page.</p>
 <p>{author}</p><p>{site}</p><p>Text and figures: CC BY 4.0. Code: MIT licence.</p></div>{contents}</html>"""
 NUMBERS = """<!DOCTYPE html><meta charset="utf-8"><style>@page {{ size: A4; margin: 0 }} body {{ margin: 0 }}
 div {{ height: 297mm; box-sizing: border-box; padding-top: 285mm; text-align: center; font: 8pt sans-serif;
