@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pdf
 import yaml
-from address import addresses
 from pypdf import PdfReader
 
 ROOT = Path(__file__).parents[2]
@@ -67,8 +66,11 @@ def about(config: dict) -> dict[str, str | bool]:
         "epub_title": config["title"],
         "epub_contributor": config["author"],
         "epub_description": "LoRA, adapters and soft prompts, built from scratch and run on every page.",
-        "epub_identifier": addresses()[1],
-        "epub_uid": "address",
+        # Sphinx takes one for the other in the older list of contents: so they are the same.
+        "epub_identifier": NAME,
+        "epub_uid": NAME,
+        "epub_css_files": ["epub.css"],
+        "epub_exclude_files": ["_static/custom.css"],  # for browsers
         "epub_show_urls": "no",
         "epub_tocscope": "includehidden",  # the contents of this book are in the side bar
         "epub_tocdup": False,
