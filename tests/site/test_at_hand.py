@@ -116,7 +116,7 @@ def pages_of_the_contents() -> list[str]:
 def test_the_sitemap_and_llms_txt_name_every_page():
     pages = pages_of_the_contents()
     tree = ElementTree.parse(SITE / "sitemap.xml")
-    listed = [urlsplit(loc.text).path for loc in tree.iter("{*}loc")]
+    listed = [urlsplit(loc.text).path for loc in tree.findall(".//{*}loc")]
     assert len(listed) == len(pages)
     named = re.findall(r"\]\((\S+)\.md\)", (SITE / "llms.txt").read_text(encoding="utf-8"))
     for page, path, url in zip(pages, listed, named, strict=True):
@@ -134,9 +134,9 @@ def test_cards_are_there_for_every_term_and_paper():
     text = (SITE / "_static" / "cards.js").read_text(encoding="utf-8")
     cards = json.loads(text.removeprefix("window.CARDS = ").rstrip(";\n"))
     kinds = [
-        sum(f"{kind}" in key for key in cards) for kind in ("#term-", "references#id", "#equation-")
+        sum(kind in key for key in cards) for kind in ("#term-", "references#id", "#equation-")
     ]
-    assert min(kinds) > 30, kinds
+    assert min(kinds) > 20, kinds
 
 
 def test_descriptions_say_what_a_page_teaches():
