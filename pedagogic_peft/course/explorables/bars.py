@@ -45,7 +45,9 @@ def bars_explorable(
     still.legend(loc="outside right center", fontsize=8)
     data = {
         "bars": {name: list(lengths) for name, lengths in bars.items()},
-        "colours": list(PALETTE.values()),
+        "colour": PALETTE[
+            "blue"
+        ],  # one: the names say which is which, and black is lost in the dark
         "longest": max(max(lengths) for lengths in bars.values()) or 1,
         "sentences": list(sentences),
         "label": slider.label,
