@@ -152,7 +152,7 @@ def run(base_name: str, task: str, method: str, lr: float, seed: int, steps: int
 
 def kinds(base_name: str) -> list[Kind]:
     """Return what is trained on a base: the short runs, and the controls of the largest."""
-    short = [
+    short: list[Kind] = [
         # page 4.3 judges a difference of these two on "style"; the others it only shows
         (task, m, STEPS, rates, SEEDS if task == "style" and m in ("prompt", "full") else THREE)
         for task in TASKS
