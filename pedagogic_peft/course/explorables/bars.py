@@ -14,6 +14,7 @@ def bars_explorable(
     *,
     alt: str,
     unit: str = "%",
+    measure: str = "",
     caption: str = "",
 ) -> MovingFigure:
     """Draw one bar for each name; the reader moves a slider, and the bars and a sentence change.
@@ -26,6 +27,7 @@ def bars_explorable(
         sentences: what to say at each value.
         alt, caption: as in `explorable`.
         unit: of the lengths.
+        measure: what the lengths are, for the axis in print; without it the axis has the unit alone.
 
     Raises:
         ValueError: a name or the sentences have another number of entries than the slider.
@@ -41,7 +43,7 @@ def bars_explorable(
     for (name, lengths), marker in zip(bars.items(), "osD^vP*X", strict=False):
         axes.plot(range(n), list(lengths), marker=marker, label=name)
     axes.set_xticks(range(n), [str(value) for value in slider.values])
-    axes.set(xlabel=slider.label, ylabel=unit)
+    axes.set(xlabel=slider.label, ylabel=f"{measure} ({unit})" if measure else unit)
     axes.legend()
     data = {
         "bars": {name: list(lengths) for name, lengths in bars.items()},
