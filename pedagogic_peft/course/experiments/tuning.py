@@ -129,8 +129,11 @@ def of_size(records: Sequence[Cell], part: str, size: int) -> list[Cell]:
 
 
 def best_rate(records: Sequence[Cell], part: str, size: int) -> float:
-    """Return the rate with the greatest mean accuracy; of equal ones, that with the least loss."""
-    return search.best_rate(of_size(records, part, size))
+    """Return the rate with the greatest mean accuracy; of equal ones, that with the least loss.
+
+    A size of which no rate leaves the floor has its best one where chance put it: see `search.at_edge`.
+    """
+    return search.best_rate(of_size(records, part, size), edge=True)
 
 
 def results(base: str = "pocket-gpt") -> list[Cell]:
