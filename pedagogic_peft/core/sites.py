@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from pedagogic_peft.core.delta import (
 from pedagogic_peft.core.reading import takes_value
 
 Modules = dict[str, nn.Module]  # {path: module}
+Model = TypeVar("Model", bound=nn.Module)  # a verb returns the model, of the type it was given
 
 
 @dataclass
