@@ -16,7 +16,7 @@ from pedagogic_peft.core.sites import Modules
 from pedagogic_peft.methods.prompt_trial import first_output, undisturbed, words
 
 TOKENS = ""  # stands for the embeddings of the tokens beside the paths of linear maps
-REACHES = 1e-5  # of the largest gradient of the row: what is hidden has none
+REACHES = 1e-9  # of the largest gradient of the row: what is hidden has none at all
 
 
 def reach_the_text(model: Any, places: Modules) -> list[str]:
@@ -47,6 +47,7 @@ def reach_the_text(model: Any, places: Modules) -> list[str]:
         handles.append(table.register_forward_hook(partial(add, TOKENS)))
         try:
             with undisturbed(model, ids.device), torch.enable_grad():
+                torch.manual_seed(0)  # what is loaded finds what was attached
                 found = first_output(model, ids, mask)[1]  # its column 0 is padding
                 text = found[1:] if len(found) == ids.shape[1] else found
                 total = text.float().square().sum()

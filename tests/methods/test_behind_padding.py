@@ -56,3 +56,14 @@ def test_what_is_named_there_is_refused_and_can_be_left_out(base):
 def test_where_attention_hides_padding_nothing_is_left_out(kind):
     model = small.build(kind, "writes")
     assert reach_the_text(model, find_targets(View(model), "all-linear", is_linear)) == []
+
+
+def test_a_trial_leaves_a_model_that_exchanges_its_modules_as_it_was():
+    model = small.build("big_bird", "writes")  # it does so at the first short text
+    before = snapshot(model)
+    for method in (
+        pp.BottleneckAdapter(**ADAPTER, target_modules="all-linear"),
+        pp.PromptTuning(3),
+        pp.LoReFT(r=2),
+    ):
+        assert not differences(before, snapshot(pp.detach(pp.attach(model, method))))
