@@ -460,7 +460,7 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
             place = module
         else:
             place = seats.setdefault(module, Site(module, record, layer_of(path)))
-        place.deltas[name] = delta
+        place._modules["deltas"]._modules[name] = delta  # past torch's checks, which were made
         if delta.training != place.training:
             delta.train(place.training)
     # Experts that are modules see the tokens that are sent to them, of any row.
