@@ -83,7 +83,8 @@ def prompt(kind: str) -> Cell:
         return tasks.style_accuracy(model, tokenizer, "tale", test)
 
     curves = fit(model, tokenizer, kind, tales(1000, 1), tales(40, 3), score)
-    table = torch.nn.functional.normalize(model.get_input_embeddings().weight, dim=1)
+    embeddings: Any = model.get_input_embeddings()
+    table = torch.nn.functional.normalize(embeddings.weight, dim=1)
     rows = next(p for p in model.parameters() if p.requires_grad).detach()
     cosines, ids = (torch.nn.functional.normalize(rows, dim=1) @ table.T).max(dim=1)
     nearest = [
