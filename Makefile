@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN ?= $(VENV)/bin
 STAMP := $(VENV)/.installed
+# An environment that is given as BIN=folder is used as it is.
+OWN := $(if $(filter file,$(origin BIN)),$(STAMP))
 SITE := _build/html
 CHAPTERS ?= chapters
 PORT ?= 8000
@@ -74,19 +76,22 @@ $(STAMP): pyproject.toml constraints.txt requirements.lock
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
+	$(VENV)/bin/python -W ignore -m pedagogic_peft.course.released || \
+	    echo "No real models: the pages that use them will try to fetch them."
 	touch $@
 
-assignments: $(STAMP)  ## build student versions and autograder packages (ASSIGNMENT=lora for one)
+assignments: $(OWN)  ## build student versions and autograder packages (ASSIGNMENT=lora for one)
 	$(BIN)/python assignments/build.py --assignment '$(ASSIGNMENT)' --url '$(ASSIGNMENTS_URL)'
 
-grade: $(STAMP)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=folder LIMIT=900 JOBS=1]
+grade: $(OWN)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=folder LIMIT=900 JOBS=1 ROSTER=csv]
 	@test -n '$(SUBMISSIONS)' || { echo "which folder? make grade SUBMISSIONS=folder"; exit 1; }
 	@ls _build/assignments/*/assignment.json > /dev/null 2>&1 || $(MAKE) --no-print-directory assignments
 	$(BIN)/python assignments/grade.py '$(SUBMISSIONS)' --assignment '$(ASSIGNMENT)' \
 	    $(if $(GRADES),--out "$(GRADES)") $(if $(LIMIT),--seconds $(LIMIT)) $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) \
-	    $(if $(ISOLATION),--isolation $(ISOLATION))
+	    $(if $(ISOLATION),--isolation $(ISOLATION)) $(if $(ROSTER),--roster "$(ROSTER)") $(if $(MANUAL),--manual "$(MANUAL)") \
+	    $(if $(AGAIN),--again)
 
-test-assignments: $(STAMP)  ## build and grade as course staff do, with hostile submissions too
+test-assignments: $(OWN)  ## build and grade as course staff do, with hostile submissions too
 	$(BIN)/python -m pytest tests/grading
 
 # Every stage runs, also after one that failed; then the names of those that failed, and the exit code.
@@ -98,7 +103,8 @@ test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict),
 
 test-library: $(STAMP)  ## run the library's tests alone
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests --ignore=tests/site \
-	    --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py
+	    --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py \
+	    --ignore=tests/book/test_edges.py
 
 faults: $(STAMP)  ## kill training, saving, sweeps and the site's build at 50 random moments each (FAULTS=50)
 	FAULTS=$(FAULTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/faults
@@ -115,7 +121,8 @@ gate:  ## judge the notebooks alone: what they must be, and their outputs
 	$(call stages,gate-pages gate-outputs)
 
 gate-pages:
-	$(BIN)/python -m pytest -q --noconftest tests/book/test_notebooks.py tests/book/test_claims.py
+	$(BIN)/python -m pytest -q --noconftest tests/book/test_notebooks.py tests/book/test_claims.py \
+	    tests/book/test_edges.py
 
 gate-outputs:
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --nbval --nbval-current-env \
@@ -213,7 +220,7 @@ mutants: $(STAMP)  ## change the library's code at SAMPLE=500 places: do the tes
 
 coverage: $(STAMP)  ## branch coverage of the library by its own tests; fails below 95 %
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -k "not compile" --cov --cov-fail-under=95 \
-	    --cov-report=term-missing:skip-covered tests --ignore=tests/site --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py
+	    --cov-report=term-missing:skip-covered tests --ignore=tests/site --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py --ignore=tests/book/test_edges.py
 
 screenshot:  ## take the README's picture of a page from the built site (needs Chromium)
 	$(CHROMIUM) --headless=new --no-sandbox --hide-scrollbars --window-size=1280,800 --virtual-time-budget=3000 \

@@ -90,6 +90,12 @@ def check(root: Path = ROOT) -> None:
         )
 
 
+def bare(given: list[str]) -> tuple[str, str]:
+    """The two addresses as the files have them: without a last slash, and without git's ending."""
+    repository, site = (address.rstrip("/") for address in given)
+    return repository.removesuffix(".git"), site
+
+
 def main(given: list[str]) -> None:
     if given == ["check"]:
         return check()
@@ -99,7 +105,7 @@ def main(given: list[str]) -> None:
         return None
     if len(given) != 2 or not all(re.fullmatch(r"https?://[^/\s]+/\S*", url) for url in given):
         sys.exit(f"given {given}: expected two addresses.\n{__doc__}")
-    for path in move((given[0].rstrip("/"), given[1].rstrip("/"))):
+    for path in move(bare(given)):
         print(path.relative_to(ROOT))
 
 

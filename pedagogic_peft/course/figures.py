@@ -15,12 +15,14 @@ is a file of its own in the folder ``explorables``, with its script beside it.
 | what does my own case cost? | `calculator_explorable` |
 | what does my training step hold? | `memory_calculator` |
 | which one should I take? | `chooser_explorable` |
+| what happens when I train it? | `alive` |
 | (anything matplotlib can draw) | `frame_slider` |
 | (anything JavaScript can draw) | `explorable` |
 
 `live` shows controls that run the page's own Python, where a kernel is at hand.
 """
 
+from pedagogic_peft.course.explorables.alive import alive
 from pedagogic_peft.course.explorables.bars import bars_explorable
 from pedagogic_peft.course.explorables.calculator import calculator_explorable
 from pedagogic_peft.course.explorables.chooser import chooser_explorable
@@ -45,6 +47,7 @@ __all__ = [
     "PALETTE",
     "Select",
     "Slider",
+    "alive",
     "bars_explorable",
     "calculator_explorable",
     "chooser_explorable",

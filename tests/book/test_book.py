@@ -58,7 +58,9 @@ def load_tool(name: str):
 def test_every_file_names_the_address_in_the_configuration():
     tool = load_tool("address")
     repository, site = tool.addresses()
-    ours = re.compile(r"https?://(?:github\.com/[\w-]+|[\w-]+\.github\.io)/pedagogic-peft\b")
+    # Of any owner, by the book's first name or by its present one.
+    names = "|".join({"pedagogic-peft", re.escape(repository.rpartition("/")[2])})
+    ours = re.compile(rf"https?://(?:github\.com/[\w-]+|[\w-]+\.github\.io)/(?:{names})(?![\w-])")
     named = 0
     for path in tool.files():
         for found in ours.findall(path.read_text(encoding="utf-8")):
@@ -136,6 +138,12 @@ def test_every_file_of_the_package_would_be_in_the_wheel():
     assert not {name for name in known.split() if ROOT / name not in taken}
 
 
+def test_a_repositorys_address_is_written_without_its_ending():
+    """Colab, and the links to files, want it so."""
+    given = ["https://github.com/me/our-book.git", "https://me.github.io/our-book/"]
+    assert load_tool("address").bare(given) == (given[0][:-4], given[1][:-1])
+
+
 def test_no_file_names_a_folder_of_one_machine():
     machine = re.compile(r"/(?:root|tmp|work|Users)/\w|/home/\w")
     for path in files_of(".py", ".md", ".yml", ".toml", ".txt", ".cff", ".json", ".cfg"):
@@ -203,3 +211,19 @@ def test_every_method_has_an_entry_and_a_row_in_the_reference():
                 rf"automodule:: {module}\n +:members: .*\b{name}\b", "".join(pages.values())
             )
             assert f"{module}.{name}`" in pages["index"], name
+
+
+def test_what_the_landing_page_says_was_measured_is_printed_by_the_page_it_links():
+    text = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    lines = re.search(r":::\{div\} results\n(.*?)\n:::", text, re.DOTALL).group(1).split("\n* ")
+    assert len(lines) == 3
+    for line in lines:
+        said, link, measured = re.fullmatch(r"(.*?\()(\S+\.ipynb)(\).*)", line, re.DOTALL).groups()
+        cells = json.loads((ROOT / "book" / link).read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        printed = "".join(
+            "".join(output.get("text", output.get("data", {}).get("text/markdown", "")))
+            for output in outputs
+        )
+        numbers = re.findall(r"[+-]?\d[\d,.]*\d|\b\d\b", re.sub(r"GPT-3|7B", "", said + measured))
+        assert numbers and all(number in printed for number in numbers), (line, numbers)

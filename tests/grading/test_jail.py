@@ -1,6 +1,7 @@
 """What a jailed process can reach, tried with each of the two ways to jail it."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,10 +30,13 @@ def run(request, tmp_path, monkeypatch):
     visible = [*jail.SYSTEM, *prefixes, str(inside)]
     command = WAYS[request.param](tmp_path / "root", home, SIZE, visible)
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(home)}
-    if subprocess.run(
-        [*command, "true"], cwd=home, env=environment, capture_output=True
-    ).returncode:
-        pytest.skip(f"{request.param} does not work on this machine")
+    if (
+        not shutil.which(command[0])
+        or subprocess.run(
+            [*command, "true"], cwd=home, env=environment, capture_output=True
+        ).returncode
+    ):
+        pytest.skip(f"{request.param} is not on this machine, or does not work on it")
 
     def in_jail(code: str) -> str:
         python = os.path.realpath(sys.prefix) + "/bin/python"

@@ -270,6 +270,20 @@ def word_accuracy(
 
 
 @torch.no_grad()
+def last_states(model: Any, tokenizer: Any, examples: Sequence[Example]) -> torch.Tensor:
+    """Return what a linear probe reads: the last hidden state at the last token of each prompt.
+
+    Returns:
+        (examples, width), on the CPU.
+    """
+    states = []
+    for batch in _batches(examples):
+        inputs = _pad(tokenizer, [e.prompt for e in batch], model.device)
+        states.append(model.base_model(**inputs).last_hidden_state[:, -1].float().cpu())
+    return torch.cat(states)
+
+
+@torch.no_grad()
 def continuations(
     model: Any,
     tokenizer: Any,

@@ -1,0 +1,122 @@
+;; The product of two matrices, four rows and eight columns of the result at a time.
+;;
+;; gemm adds A B to C. All three lie in one memory, rows of B and C without gaps between the columns; A has any
+;; two strides, so that its transpose needs no copy. Addresses and strides are in bytes, sizes in numbers.
+;; Every sum runs over k in order, in float32 and without fused multiply-add: the digits are the same everywhere.
+(module
+  (import "page" "memory" (memory 1))
+
+  (func (export "gemm")
+    (param $a i32) (param $row_a i32) (param $col_a i32) (param $b i32) (param $row_b i32)
+    (param $c i32) (param $row_c i32) (param $m i32) (param $n i32) (param $k i32)
+    (local $i i32) (local $j i32) (local $at_a i32) (local $at_c i32)
+    (if (i32.eqz (local.get $k)) (then (return)))
+    ;; eight columns of B stay in the cache while all rows of A pass
+    (block $columns_done (loop $columns
+      (br_if $columns_done (i32.gt_s (i32.add (local.get $j) (i32.const 8)) (local.get $n)))
+      (local.set $i (i32.const 0))
+      (local.set $at_a (local.get $a))
+      (local.set $at_c (i32.add (local.get $c) (i32.shl (local.get $j) (i32.const 2))))
+      (block $fours_done (loop $fours
+        (br_if $fours_done (i32.gt_s (i32.add (local.get $i) (i32.const 4)) (local.get $m)))
+        (call $tile4 (local.get $at_a) (local.get $row_a) (local.get $col_a)
+          (i32.add (local.get $b) (i32.shl (local.get $j) (i32.const 2))) (local.get $row_b)
+          (local.get $at_c) (local.get $row_c) (local.get $k))
+        (local.set $at_a (i32.add (local.get $at_a) (i32.shl (local.get $row_a) (i32.const 2))))
+        (local.set $at_c (i32.add (local.get $at_c) (i32.shl (local.get $row_c) (i32.const 2))))
+        (local.set $i (i32.add (local.get $i) (i32.const 4)))
+        (br $fours)))
+      (block $ones_done (loop $ones
+        (br_if $ones_done (i32.ge_s (local.get $i) (local.get $m)))
+        (call $tile1 (local.get $at_a) (local.get $col_a)
+          (i32.add (local.get $b) (i32.shl (local.get $j) (i32.const 2))) (local.get $row_b)
+          (local.get $at_c) (local.get $k))
+        (local.set $at_a (i32.add (local.get $at_a) (local.get $row_a)))
+        (local.set $at_c (i32.add (local.get $at_c) (local.get $row_c)))
+        (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        (br $ones)))
+      (local.set $j (i32.add (local.get $j) (i32.const 8)))
+      (br $columns)))
+    ;; what is left of the columns, one number at a time
+    (block $rest_done (loop $rest
+      (br_if $rest_done (i32.ge_s (local.get $j) (local.get $n)))
+      (local.set $i (i32.const 0))
+      (local.set $at_a (local.get $a))
+      (local.set $at_c (i32.add (local.get $c) (i32.shl (local.get $j) (i32.const 2))))
+      (block $rows_done (loop $rows
+        (br_if $rows_done (i32.ge_s (local.get $i) (local.get $m)))
+        (call $dot (local.get $at_a) (local.get $col_a)
+          (i32.add (local.get $b) (i32.shl (local.get $j) (i32.const 2))) (local.get $row_b)
+          (local.get $at_c) (local.get $k))
+        (local.set $at_a (i32.add (local.get $at_a) (local.get $row_a)))
+        (local.set $at_c (i32.add (local.get $at_c) (local.get $row_c)))
+        (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        (br $rows)))
+      (local.set $j (i32.add (local.get $j) (i32.const 1)))
+      (br $rest))))
+
+  (func $tile4
+    (param $a i32) (param $row_a i32) (param $col_a i32) (param $b i32) (param $row_b i32)
+    (param $c i32) (param $row_c i32) (param $k i32)
+    (local $a1 i32) (local $a2 i32) (local $a3 i32) (local $c1 i32) (local $c2 i32) (local $c3 i32)
+    (local $left v128) (local $right v128) (local $x v128)
+    (local $l0 v128) (local $l1 v128) (local $l2 v128) (local $l3 v128)
+    (local $r0 v128) (local $r1 v128) (local $r2 v128) (local $r3 v128)
+    (local.set $a1 (i32.add (local.get $a) (local.get $row_a)))
+    (local.set $a2 (i32.add (local.get $a1) (local.get $row_a)))
+    (local.set $a3 (i32.add (local.get $a2) (local.get $row_a)))
+    (local.set $c1 (i32.add (local.get $c) (local.get $row_c)))
+    (local.set $c2 (i32.add (local.get $c1) (local.get $row_c)))
+    (local.set $c3 (i32.add (local.get $c2) (local.get $row_c)))
+    (loop $next
+      (local.set $left (v128.load (local.get $b)))
+      (local.set $right (v128.load offset=16 (local.get $b)))
+      (local.set $x (v128.load32_splat (local.get $a)))
+      (local.set $l0 (f32x4.add (local.get $l0) (f32x4.mul (local.get $x) (local.get $left))))
+      (local.set $r0 (f32x4.add (local.get $r0) (f32x4.mul (local.get $x) (local.get $right))))
+      (local.set $x (v128.load32_splat (local.get $a1)))
+      (local.set $l1 (f32x4.add (local.get $l1) (f32x4.mul (local.get $x) (local.get $left))))
+      (local.set $r1 (f32x4.add (local.get $r1) (f32x4.mul (local.get $x) (local.get $right))))
+      (local.set $x (v128.load32_splat (local.get $a2)))
+      (local.set $l2 (f32x4.add (local.get $l2) (f32x4.mul (local.get $x) (local.get $left))))
+      (local.set $r2 (f32x4.add (local.get $r2) (f32x4.mul (local.get $x) (local.get $right))))
+      (local.set $x (v128.load32_splat (local.get $a3)))
+      (local.set $l3 (f32x4.add (local.get $l3) (f32x4.mul (local.get $x) (local.get $left))))
+      (local.set $r3 (f32x4.add (local.get $r3) (f32x4.mul (local.get $x) (local.get $right))))
+      (local.set $a (i32.add (local.get $a) (local.get $col_a)))
+      (local.set $a1 (i32.add (local.get $a1) (local.get $col_a)))
+      (local.set $a2 (i32.add (local.get $a2) (local.get $col_a)))
+      (local.set $a3 (i32.add (local.get $a3) (local.get $col_a)))
+      (local.set $b (i32.add (local.get $b) (local.get $row_b)))
+      (br_if $next (local.tee $k (i32.sub (local.get $k) (i32.const 1)))))
+    (v128.store (local.get $c) (f32x4.add (v128.load (local.get $c)) (local.get $l0)))
+    (v128.store offset=16 (local.get $c) (f32x4.add (v128.load offset=16 (local.get $c)) (local.get $r0)))
+    (v128.store (local.get $c1) (f32x4.add (v128.load (local.get $c1)) (local.get $l1)))
+    (v128.store offset=16 (local.get $c1) (f32x4.add (v128.load offset=16 (local.get $c1)) (local.get $r1)))
+    (v128.store (local.get $c2) (f32x4.add (v128.load (local.get $c2)) (local.get $l2)))
+    (v128.store offset=16 (local.get $c2) (f32x4.add (v128.load offset=16 (local.get $c2)) (local.get $r2)))
+    (v128.store (local.get $c3) (f32x4.add (v128.load (local.get $c3)) (local.get $l3)))
+    (v128.store offset=16 (local.get $c3) (f32x4.add (v128.load offset=16 (local.get $c3)) (local.get $r3))))
+
+  (func $tile1
+    (param $a i32) (param $col_a i32) (param $b i32) (param $row_b i32) (param $c i32) (param $k i32)
+    (local $x v128) (local $l v128) (local $r v128)
+    (loop $next
+      (local.set $x (v128.load32_splat (local.get $a)))
+      (local.set $l (f32x4.add (local.get $l) (f32x4.mul (local.get $x) (v128.load (local.get $b)))))
+      (local.set $r (f32x4.add (local.get $r) (f32x4.mul (local.get $x) (v128.load offset=16 (local.get $b)))))
+      (local.set $a (i32.add (local.get $a) (local.get $col_a)))
+      (local.set $b (i32.add (local.get $b) (local.get $row_b)))
+      (br_if $next (local.tee $k (i32.sub (local.get $k) (i32.const 1)))))
+    (v128.store (local.get $c) (f32x4.add (v128.load (local.get $c)) (local.get $l)))
+    (v128.store offset=16 (local.get $c) (f32x4.add (v128.load offset=16 (local.get $c)) (local.get $r))))
+
+  (func $dot
+    (param $a i32) (param $col_a i32) (param $b i32) (param $row_b i32) (param $c i32) (param $k i32)
+    (local $sum f32)
+    (loop $next
+      (local.set $sum (f32.add (local.get $sum) (f32.mul (f32.load (local.get $a)) (f32.load (local.get $b)))))
+      (local.set $a (i32.add (local.get $a) (local.get $col_a)))
+      (local.set $b (i32.add (local.get $b) (local.get $row_b)))
+      (br_if $next (local.tee $k (i32.sub (local.get $k) (i32.const 1)))))
+    (f32.store (local.get $c) (f32.add (f32.load (local.get $c)) (local.get $sum)))))

@@ -1,0 +1,137 @@
+"""The figures in which the reader trains, on their pages, as wide as a phone and by keyboard."""
+
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_browser import check_accessibility, check_width
+
+PAGES = {
+    "lora": "chapters/02_lora/lora_from_scratch.html",
+    "serving": "chapters/02_lora/serving_lora.html",
+    "tasks": "chapters/03_adapters/one_base_many_tasks.html",
+    "prompt": "chapters/04_soft_prompts/prompt_tuning.html",
+}
+MOST = 3_000_000  # bytes that pressing "Start" may load
+LONG = 300_000  # ms; a busy machine
+
+
+def press_start(tab, address, place):
+    """Open the page, press Start by keyboard, wait for the controls; return what that loaded."""
+    tab.set_default_timeout(LONG)
+    tab.goto(f"{address}/{PAGES[place]}", wait_until="load")
+    tab.wait_for_timeout(100)
+    before = tab.weight
+    start = tab.locator("figure.alive .alive-start button")
+    start.focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("figure.alive .alive-box .buttons button")
+    return tab.weight - before
+
+
+def said(tab) -> str:
+    return " ".join(tab.locator(".alive-box output").all_inner_texts())
+
+
+@pytest.mark.parametrize("place", PAGES)
+def test_a_reader_trains_on_a_phone(tab, address, axe, place):
+    loaded = press_start(tab, address, place)
+    assert loaded <= MOST, f"{loaded:,} bytes after pressing Start"
+    steps = tab.get_by_label("Steps").first
+    steps.fill("10")
+    train = tab.get_by_role("button", name="Train", exact=True).first
+    train.focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("text=Train again")
+    assert "Step 10 of 10" in said(tab) and "validation loss" in said(tab)
+    assert tab.locator(".alive-box [aria-live=polite]").count() >= 1
+    check_width(tab)
+    check_accessibility(tab, axe)
+    assert not tab.refused, "requests to other hosts"
+    assert not tab.complaints, "errors in the console"
+
+
+def test_a_review_is_judged_merged_saved_and_opened(tab, address, tmp_path):
+    if tab.scheme == "dark":
+        pytest.skip("once is enough")
+    press_start(tab, address, "lora")
+    tab.get_by_label("Base").select_option("pocket-gpt-tiny")
+    tab.wait_for_selector("text=pocket-gpt-tiny is loaded")
+    tab.get_by_label("Steps").fill("0")
+    tab.get_by_role("button", name="Train", exact=True).click()
+    tab.wait_for_selector("text=Steps is 0: expected 10 to 1000")
+    tab.get_by_label("Steps").fill("12")
+    tab.get_by_role("button", name="Train", exact=True).click()
+    tab.wait_for_selector("text=Train again")
+    tab.get_by_label("Your review").fill("Nobody found the soup dull.")
+    tab.wait_for_selector("text=With your LoRA: smiled")
+    tab.get_by_label("Your review").fill("the zebra was kind")
+    tab.wait_for_selector("text=read as <unk>: zebra")
+    tab.get_by_role("button", name="Merge").click()
+    tab.wait_for_selector("text=Merged into the weights: smiled")
+    tab.get_by_role("button", name="Unmerge").click()
+    tab.wait_for_selector("text=W₀ is back")
+    tab.get_by_label("Multiply α by").press("End")
+    tab.wait_for_selector("text=α times 2.0: test accuracy")
+
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Save as a PEFT folder").click()
+    archive = tmp_path / "my-lora.zip"
+    download.value.save_as(archive)
+    assert zipfile.ZipFile(archive).testzip() is None
+    zipfile.ZipFile(archive).extractall(tmp_path)
+    import pedagogic_peft as pp
+
+    model, _ = pp.load_base("pocket-gpt-tiny")
+    pp.load(model, tmp_path / "my-lora")
+    for files in ([archive], sorted((tmp_path / "my-lora").iterdir())):
+        tab.set_input_files(".alive-box input[type=file]", files)
+        tab.wait_for_selector("text=Opened: a LoRA of")
+        tab.get_by_role("button", name="Train again").click()
+        tab.wait_for_selector("text=Step 12 of 12")
+    wrong = Path(archive.parent / "notes.json")
+    wrong.write_text("{}")
+    tab.set_input_files(".alive-box input[type=file]", wrong)
+    tab.wait_for_selector("text=Not opened: Expected adapter_config.json")
+
+
+def test_ten_examples_of_the_readers_own(tab, address):
+    if tab.scheme == "dark":
+        pytest.skip("once is enough")
+    press_start(tab, address, "tasks")
+    examples = tab.get_by_label("Your examples")
+    assert len(examples.input_value().splitlines()) == 10
+    examples.fill("a red ball = blue ball\nno answer")
+    tab.get_by_role("button", name="Train", exact=True).click()
+    tab.wait_for_selector("text=Line 2 is")
+    examples.fill("a red ball = blue ball\na quokka = ball")
+    tab.get_by_role("button", name="Train", exact=True).click()
+    tab.wait_for_selector("text=Line 2: the model does not know quokka")
+
+
+@pytest.mark.parametrize("place", PAGES)
+def test_without_scripts_a_still(browser, address, place):
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(f"{address}/{PAGES[place]}")
+    still = tab.locator("figure.alive .alive-still")
+    assert still.is_visible() and still.locator("svg, table").count()
+    assert not tab.locator("figure.alive button").is_visible()
+    context.close()
+
+
+def test_where_the_engine_cannot_be_had_the_page_says_what_to_do(tab, address):
+    if tab.scheme == "dark":
+        pytest.skip("once is enough")
+    tab.set_default_timeout(LONG)
+    tab.route("**/pocket-gpt.safetensors", lambda route: route.fulfill(status=503))
+    tab.goto(f"{address}/{PAGES['lora']}", wait_until="load")
+    tab.locator("figure.alive button").click()
+    tab.wait_for_selector(
+        "text=It did not start. The site did not send pocket-gpt.safetensors (503)"
+    )
+    assert tab.locator("figure.alive button").is_enabled()
+    assert tab.locator("figure.alive .alive-still").is_visible()
