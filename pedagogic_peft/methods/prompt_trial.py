@@ -125,6 +125,7 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         for module, (own, children, buffers) in zip(modules, before, strict=True):
             vars(module).clear()
             vars(module).update(own)
-            for held, found in ((module._modules, children), (module._buffers, buffers)):
-                held.clear()
-                held.update(found)
+            module._modules.clear()
+            module._modules.update(children)
+            module._buffers.clear()
+            module._buffers.update(buffers)
