@@ -51,7 +51,12 @@ def fit(
 
     curves = {key: [[0, round(value, 4)]] for key, value in evaluate(model).items()}
     data = tasks.encode(tokenizer, examples)
-    settings = {"steps": STEPS, "batch_size": BATCH, "seed": SEED, "progress": False}
+    settings: dict[str, Any] = {
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "seed": SEED,
+        "progress": False,
+    }
     history = train(model, data, lr=RATES[kind], evaluate=evaluate, eval_every=EVERY, **settings)
     for record in history:
         for key in curves.keys() & record.keys():
@@ -103,7 +108,12 @@ def serving(kind: str) -> Cell:
     for name, (examples, lr) in parts.items():
         torch.manual_seed(SEED)
         attach(server, LORA, name)
-        settings = {"steps": STEPS, "batch_size": BATCH, "seed": SEED, "progress": False}
+        settings: dict[str, Any] = {
+            "steps": STEPS,
+            "batch_size": BATCH,
+            "seed": SEED,
+            "progress": False,
+        }
         train(server, tasks.encode(tokenizer, examples), lr=lr, **settings)
     rows = [None, "reviews", "tales"]
     activate(server, rows=rows * 2)
