@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN ?= $(VENV)/bin
 STAMP := $(VENV)/.installed
+# An environment that is given as BIN=folder is used as it is.
+OWN := $(if $(filter file,$(origin BIN)),$(STAMP))
 SITE := _build/html
 CHAPTERS ?= chapters
 PORT ?= 8000
@@ -18,6 +20,8 @@ FAULTS ?= 50
 INPUTS ?= 100000
 SAMPLE ?= 500
 CHROMIUM ?= chromium
+COLAB ?= $(CURDIR)/.colab
+COLAB_PYTHON ?= 3.13
 # The landing page, the heaviest notebook page, and a page of the reference stand for the others.
 PAGES ?= book/index.html chapters/02_lora/why_low_rank.html book/api/lora.html
 SLOWDOWN ?= 4
@@ -51,8 +55,8 @@ unexport MPLBACKEND
 export CHAPTERS
 
 .PHONY: help setup assignments grade test-assignments test test-library faults fuzz sweep gate gate-pages gate-outputs \
-    portable book check-site publish serve run bench lint \
-    address ebook links audit screenshot lock vulnerabilities sbom reproducible coverage mutants clean distclean
+    portable colab gpu book check-site publish release serve run bench lint \
+    address check-address ebook links audit screenshot lock vulnerabilities sbom reproducible coverage mutants clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -72,19 +76,22 @@ $(STAMP): pyproject.toml constraints.txt requirements.lock
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
+	$(VENV)/bin/python -W ignore -m pedagogic_peft.course.released || \
+	    echo "No real models: the pages that use them will try to fetch them."
 	touch $@
 
-assignments: $(STAMP)  ## build student versions and autograder packages (ASSIGNMENT=lora for one)
+assignments: $(OWN)  ## build student versions and autograder packages (ASSIGNMENT=lora for one)
 	$(BIN)/python assignments/build.py --assignment '$(ASSIGNMENT)' --url '$(ASSIGNMENTS_URL)'
 
-grade: $(STAMP)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=folder LIMIT=900 JOBS=1]
+grade: $(OWN)  ## grade a folder: SUBMISSIONS=... [ASSIGNMENT=lora GRADES=folder LIMIT=900 JOBS=1 ROSTER=csv]
 	@test -n '$(SUBMISSIONS)' || { echo "which folder? make grade SUBMISSIONS=folder"; exit 1; }
 	@ls _build/assignments/*/assignment.json > /dev/null 2>&1 || $(MAKE) --no-print-directory assignments
 	$(BIN)/python assignments/grade.py '$(SUBMISSIONS)' --assignment '$(ASSIGNMENT)' \
 	    $(if $(GRADES),--out "$(GRADES)") $(if $(LIMIT),--seconds $(LIMIT)) $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) \
-	    $(if $(ISOLATION),--isolation $(ISOLATION))
+	    $(if $(ISOLATION),--isolation $(ISOLATION)) $(if $(ROSTER),--roster "$(ROSTER)") $(if $(MANUAL),--manual "$(MANUAL)") \
+	    $(if $(AGAIN),--again)
 
-test-assignments: $(STAMP)  ## build and grade as course staff do, with hostile submissions too
+test-assignments: $(OWN)  ## build and grade as course staff do, with hostile submissions too
 	$(BIN)/python -m pytest tests/grading
 
 # Every stage runs, also after one that failed; then the names of those that failed, and the exit code.
@@ -96,7 +103,8 @@ test: $(STAMP)  ## run the library's tests, then every notebook (nbval, strict),
 
 test-library: $(STAMP)  ## run the library's tests alone
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests --ignore=tests/site \
-	    --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py
+	    --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py \
+	    --ignore=tests/book/test_edges.py
 
 faults: $(STAMP)  ## kill training, saving, sweeps and the site's build at 50 random moments each (FAULTS=50)
 	FAULTS=$(FAULTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/faults
@@ -113,7 +121,8 @@ gate:  ## judge the notebooks alone: what they must be, and their outputs
 	$(call stages,gate-pages gate-outputs)
 
 gate-pages:
-	$(BIN)/python -m pytest -q --noconftest tests/book/test_notebooks.py tests/book/test_claims.py
+	$(BIN)/python -m pytest -q --noconftest tests/book/test_notebooks.py tests/book/test_claims.py \
+	    tests/book/test_edges.py
 
 gate-outputs:
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --nbval --nbval-current-env \
@@ -122,6 +131,21 @@ gate-outputs:
 portable: $(STAMP)  ## the gate as on other processors, imitated (PROCESSOR=name for one), with a report
 	$(BIN)/python tests/book/portable.py $(PROCESSOR)
 
+# Another environment, with the versions of Colab's image. The pages' own first cells install the library, from what
+# is committed here. COLAB_PYTHON is a version, which uv finds or fetches, or a path.
+$(COLAB)/.installed: tests/elsewhere/colab.txt | $(STAMP)
+	$(BIN)/uv python find -q $(COLAB_PYTHON) > /dev/null || $(BIN)/uv python install $(COLAB_PYTHON)
+	$(BIN)/uv venv -q --seed --clear --python $(COLAB_PYTHON) $(COLAB)
+	$(COLAB)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+colab: $(COLAB)/.installed  ## run every page with Colab's versions, and report what differs (PAGES_OF=lora for some)
+	$(BIN)/python tests/elsewhere colab --python $(COLAB)/bin/python --install $(PAGES_OF)
+
+gpu: $(STAMP)  ## run every page on the GPU here, with a report (EMULATED=1: on an emulated one; JOBS=4, MINUTES=10)
+	$(BIN)/python tests/elsewhere $(if $(EMULATED),gpu-emulated --emulate-gpu,gpu --gpu) \
+	    --jobs $(patsubst auto,1,$(JOBS)) $(if $(MINUTES),--minutes $(MINUTES)) $(PAGES_OF)
+
 book: $(STAMP)  ## build the site into _build/html (any warning is an error)
 	$(BIN)/python book/tools/build.py
 
@@ -129,11 +153,17 @@ check-site: $(STAMP)  ## check the built site: links, alt texts, nothing from ou
 	@test -f $(SITE)/index.html || { echo "no site in $(SITE): run make book first"; exit 1; }
 	$(BIN)/python -m pytest -q tests/site
 
-publish:  ## test, build, check the site; stop at the first that fails
+check-address: $(STAMP)
+	@$(BIN)/python book/tools/address.py check
+
+publish: check-address  ## test, build, check the site; stop at the first that fails
 	$(MAKE) test
 	$(MAKE) book
 	$(MAKE) check-site
 	@echo "$(SITE) is ready to publish."
+
+release: check-address  ## build wheel and source archive, try them on Python 3.11 and 3.13 (PYTHONS=3.11), say what to upload
+	$(BIN)/python book/tools/release.py $(PYTHONS)
 
 serve: $(STAMP)  ## show the built site at http://localhost:8000 (PORT=8000)
 	$(BIN)/python book/tools/serve.py $(PORT)
@@ -153,8 +183,8 @@ lint: $(STAMP)  ## check style, format (notebooks too), types and workflows
 	$(BIN)/mypy
 	$(BIN)/zizmor --offline --quiet .github
 
-address: $(STAMP)  ## move the book: REPOSITORY=https://... SITE_ADDRESS=https://...
-	$(BIN)/python book/tools/address.py $(REPOSITORY) $(SITE_ADDRESS)
+address: $(STAMP)  ## move the book: REPOSITORY=https://... SITE_ADDRESS=https://...; or INSTALL=pypi, INSTALL=git
+	$(BIN)/python book/tools/address.py $(or $(INSTALL),$(REPOSITORY) $(SITE_ADDRESS))
 
 ebook: $(STAMP)  ## make a PDF and an EPUB of the built site, linked from its landing page
 	$(BIN)/python book/tools/ebook.py
@@ -190,7 +220,7 @@ mutants: $(STAMP)  ## change the library's code at SAMPLE=500 places: do the tes
 
 coverage: $(STAMP)  ## branch coverage of the library by its own tests; fails below 95 %
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -k "not compile" --cov --cov-fail-under=95 \
-	    --cov-report=term-missing:skip-covered tests --ignore=tests/site --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py
+	    --cov-report=term-missing:skip-covered tests --ignore=tests/site --ignore=tests/grading --ignore=tests/book/test_notebooks.py --ignore=tests/book/test_claims.py --ignore=tests/book/test_edges.py
 
 screenshot:  ## take the README's picture of a page from the built site (needs Chromium)
 	$(CHROMIUM) --headless=new --no-sandbox --hide-scrollbars --window-size=1280,800 --virtual-time-budget=3000 \
@@ -200,4 +230,4 @@ clean:  ## remove what was built
 	rm -rf _build
 
 distclean: clean  ## remove the virtual environment as well
-	rm -rf $(VENV) *.egg-info
+	rm -rf $(VENV) $(COLAB) *.egg-info

@@ -6,6 +6,9 @@ For each master: ``NAME/student`` (notebook, visible tests, and both as a zip), 
 solved notebook, and the zip that `make grade`, ``otter run``, ``otter grade`` and Gradescope take) and
 ``NAME/assignment.json`` (what is worth how much). otter runs the solutions against all tests while it
 builds, and fails where one does not pass.
+
+The zip brings what the tests need: its ``environment.yml`` names torch and this library, which lies in it
+as a wheel, so that an autograder needs neither this repository nor an address of it.
 """
 
 import argparse
@@ -13,8 +16,11 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,11 @@ import yaml
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 URL_LINE = 'ZIP_URL = ""'  # in every master's set-up cell; the address is filled in here
+# Where `otter grade` and Gradescope unpack the package (Otter's `autograder_dir`; Gradescope's
+# "Autograder specifications", https://gradescope-autograders.readthedocs.io/en/latest/specs/).
+UNPACKED = "/autograder/source"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # torch without CUDA, a tenth of the size
+PINNED = ("torch", "transformers", "peft")  # whose versions can change what a test sees
 
 
 def masters(name: str = "") -> list[Path]:
@@ -54,6 +65,57 @@ def describe(master: Path) -> dict[str, Any]:
     return {"title": title, "questions": questions, "reserved": notebook.metadata["reserved"]}
 
 
+@cache
+def library() -> tuple[str, bytes]:
+    """Return this library's wheel: its name and its bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        source.mkdir()  # a copy: building leaves files beside what it builds
+        for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-TEXT"):
+            shutil.copy(ROOT / name, source)
+        shutil.copytree(
+            ROOT / "pedagogic_peft",
+            source / "pedagogic_peft",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+        subprocess.run(
+            [*command, "--no-build-isolation", "-w", folder, str(source)],
+            check=True,
+            env=os.environ | {"PIP_CONSTRAINT": os.devnull},
+        )
+        [wheel] = Path(folder).glob("*.whl")
+        return wheel.name, wheel.read_bytes()
+
+
+def requirements(wheel: str) -> list[str]:
+    """Return what pip has to install beside otter, for the tests and the solutions."""
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
+    )
+    ours = f"pedagogic-peft[notebooks] @ file://{UNPACKED}/files/{wheel}"
+    return [f"--extra-index-url {CPU_INDEX}", *(f"{name}=={pins[name]}" for name in PINNED), ours]
+
+
+def with_settings(master: Path, url: str, wheel: str) -> nbformat.NotebookNode:
+    """Return the master with the address of the students' zip file and the autograder's requirements.
+
+    Raises:
+        ValueError: it has no line for the address.
+    """
+    notebook = nbformat.read(master, as_version=4)
+    [setup] = [c for c in notebook.cells if URL_LINE in c.source] or [None]
+    if setup is None:
+        raise ValueError(f"{master.name} lacks the line {URL_LINE}")
+    if url:
+        address = f'ZIP_URL = "{url.rstrip("/")}/{master.stem}.zip"'
+        setup.source = setup.source.replace(URL_LINE, address)
+    config = yaml.safe_load(notebook.cells[0].source)
+    config |= {"requirements": requirements(wheel), "autograder_files": [wheel]}
+    notebook.cells[0].source = f"# ASSIGNMENT CONFIG\n{yaml.safe_dump(config, width=1000)}"
+    return notebook
+
+
 def build(master: Path, where: Path, url: str = "", run_tests: bool = True) -> Path:
     """Build one assignment; return its folder.
 
@@ -68,11 +130,10 @@ def build(master: Path, where: Path, url: str = "", run_tests: bool = True) -> P
     folder = where.resolve() / master.stem
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    source = folder / master.name  # otter reads the address from here
-    text = master.read_text(encoding="utf-8")
-    assert json.dumps(URL_LINE)[1:-1] in text, f"{master.name} lacks the line {URL_LINE}"
-    address = f'ZIP_URL = "{url.rstrip("/")}/{master.stem}.zip"' if url else URL_LINE
-    source.write_text(text.replace(json.dumps(URL_LINE)[1:-1], json.dumps(address)[1:-1]))
+    wheel, content = library()
+    (folder / wheel).write_bytes(content)
+    source = folder / master.name  # otter reads all this from here
+    nbformat.write(with_settings(master, url, wheel), source)
     before = Path.cwd()
     try:
         os.chdir(folder)
@@ -80,6 +141,7 @@ def build(master: Path, where: Path, url: str = "", run_tests: bool = True) -> P
     finally:
         os.chdir(before)
         source.unlink()
+        (folder / wheel).unlink()
     (folder / "assignment.json").write_text(json.dumps(describe(master), indent=1) + "\n")
     student = folder / "student"
     for path in (*folder.rglob(".OTTER_LOG"), *folder.rglob("__pycache__")):

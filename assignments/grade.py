@@ -1,6 +1,7 @@
 """Grade a folder of submitted notebooks: one line of a CSV, and a page of feedback, for each.
 
     make grade SUBMISSIONS=folder [ASSIGNMENT=lora] [GRADES=folder] [LIMIT=900] [JOBS=1]
+               [ROSTER=roster.csv] [MANUAL=to_read.csv] [AGAIN=1]
 
 The tests are otter-grader's test files, from the packages that `make assignments` built, and otter
 runs them and counts the points. Only the submission is kept apart. otter's own runner executes the
@@ -13,6 +14,7 @@ student's names, gets plain values back, and judges them in this process.
 import argparse
 import ast
 import csv
+import hashlib
 import json
 import marshal
 import os
@@ -28,12 +30,14 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gradebook
 import wire
+from feedback import feedback_page, one_line
 from jail import SYSTEM, jail
 
 HERE = Path(__file__).resolve().parent
@@ -273,12 +277,6 @@ def hint_of(error: Exception) -> str:
     return one_line(told.get(kind, f"the answer could not be judged ({kind}): ") + text)
 
 
-def one_line(text: Any) -> str:
-    """Return text that is safe in a cell of a table: printable, short, and no formula."""
-    text = "".join(c if c.isprintable() else " " for c in str(text))[:400]
-    return re.sub(" +", " ", text).lstrip("=+-@ ")
-
-
 def grade_one(
     path: Path, name: str, packages: Mapping[str, Package], wanted: str, limits: Limits
 ) -> Grade:
@@ -412,31 +410,61 @@ def write_table(grades: list[Grade], path: Path) -> None:
 
 
 def write_feedback(grade: Grade, folder: Path) -> None:
-    """Write the page for one submission: points, hints, and the written answers to read."""
-    lines = [
-        f"# {one_line(grade.submission)}: {grade.assignment}",
-        "",
-        f"Status: {grade.status}",
-        "",
-    ]
-    lines += [f"* {note}" for note in grade.notes]
-    for question, points in grade.points.items():
-        lines += ["", f"## {question}: {points:g} points", ""]
-        lines += [f"* {hint}" for hint in grade.hints[question]] or ["All tests pass."]
-    for question, text in grade.written.items():
-        quoted = "\n".join(f"> {line}" for line in text[:20_000].splitlines())
-        lines += ["", f"## {question}: to be read", "", quoted]
+    """Write the page for one submission."""
     name = re.sub(r"[^\w.-]+", "_", grade.submission)
-    (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(feedback_page(grade), encoding="utf-8")
+
+
+# --- a second run grades what is new ----------------------------------------------------------------
+
+
+def fingerprints(
+    files: Mapping[str, Path], packages: Mapping[str, Package], wanted: str, limits: Limits
+) -> dict[str, str]:
+    """Return for each submission what its grade depends on: its bytes, tests, library and limits."""
+    shared = hashlib.sha256(repr((sorted(packages.items()), wanted, limits)).encode())
+    for path in sorted([*PACKAGE.rglob("*.py"), *HERE.glob("*.py")]):
+        shared.update(path.read_bytes())
+    found = {}
+    for name, path in files.items():
+        own = shared.copy()
+        own.update(path.read_bytes())
+        found[name] = own.hexdigest()
+    return found
+
+
+def remembered(path: Path, prints: Mapping[str, str]) -> dict[str, Grade]:
+    """Return the grades of an earlier run that still hold; one that was stopped is tried again."""
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    grades = {name: Grade(**record["grade"]) for name, record in records.items()}
+    return {
+        name: grade
+        for name, grade in grades.items()
+        if records[name]["print"] == prints.get(name) and grade.status == "graded"
+    }
+
+
+def remember(path: Path, grades: Mapping[str, Grade], prints: Mapping[str, str]) -> None:
+    """Write all grades for `remembered`."""
+    records = {n: {"print": prints[n], "grade": asdict(grade)} for n, grade in grades.items()}
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    new.replace(path)
 
 
 def main() -> None:
-    """Grade all, print a line for each, write the table and the feedback."""
+    """Grade all, print a line for each, write the table, the feedback and the gradebook."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("submissions", type=Path)
     parser.add_argument("--built", type=Path, default=ROOT / "_build" / "assignments")
     parser.add_argument("--assignment", default="")
     parser.add_argument("--out", type=Path, default=ROOT / "_build" / "grades")
+    parser.add_argument("--roster", type=Path)
+    parser.add_argument("--manual", type=Path)
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--seconds", type=int, default=Limits.seconds)
     parser.add_argument("--cell-seconds", type=int, default=Limits.cell_seconds)
     parser.add_argument("--memory", type=int, default=Limits.memory)
@@ -451,20 +479,58 @@ def main() -> None:
     found = find_submissions(given.submissions)
     if not found:
         sys.exit(f"SUBMISSIONS={given.submissions}: no file there")
-    if given.isolation == "jail" and not jail():
-        sys.exit(NO_JAIL)
+    try:  # before anything is graded, which takes long
+        roster, owner, read = read_staff_files(given, found, packages)
+    except gradebook.Refused as error:
+        sys.exit(str(error))
     limits = Limits(given.seconds, given.cell_seconds, given.memory, isolation=given.isolation)
-    work = partial(grade_one, packages=packages, wanted=given.assignment, limits=limits)
     given.out.mkdir(parents=True, exist_ok=True)
-    grades = []
+    grades = grade_all(found, packages, limits, given)
+    write_table(list(grades.values()), given.out / "grades.csv")
+    print(f"{given.out / 'grades.csv'}: {len(grades)} submissions")
+    if roster:
+        try:
+            of = gradebook.one_each(grades.values(), owner)
+        except gradebook.Refused as error:
+            sys.exit(str(error))
+        book = gradebook.Gradebook(roster, packages, of, read)
+        print(*gradebook.write_all(book, given.out), sep="\n")
+
+
+def read_staff_files(given: Any, found: Mapping[str, Path], packages: Mapping[str, Package]) -> Any:
+    """Return the roster, whose each submission is, and the points that a person gave."""
+    if not given.roster:
+        if given.manual:
+            raise gradebook.Refused(f"MANUAL={given.manual}: needs ROSTER=roster.csv")
+        return {}, {}, {}
+    roster = gradebook.read_roster(given.roster)
+    manual = given.manual or given.out / "to_read.csv"
+    there = given.manual or manual.exists()
+    read = gradebook.read_points(manual, roster, packages) if there else {}
+    return roster, gradebook.owners(found, roster), read
+
+
+def grade_all(
+    found: Mapping[str, Path], packages: Mapping[str, Package], limits: Limits, given: Any
+) -> dict[str, Grade]:
+    """Grade what no earlier run has graded already; return all, in the order of ``found``."""
+    store = given.out / "grades.json"
+    prints = fingerprints(found, packages, given.assignment, limits)
+    grades = {} if given.again else remembered(store, prints)
+    new = {name: path for name, path in found.items() if name not in grades}
+    if grades:
+        print(f"{len(grades)} were graded before, {len(new)} are new (AGAIN=1 grades all)")
+    if new and limits.isolation == "jail" and not jail():
+        sys.exit(NO_JAIL)
+    work = partial(grade_one, packages=packages, wanted=given.assignment, limits=limits)
     with ProcessPoolExecutor(given.jobs) as pool:
-        for grade in pool.map(work, found.values(), found.keys()):
-            grades.append(grade)
+        for grade in pool.map(work, new.values(), new.keys()):
+            grades[grade.submission] = grade
             points = f"{sum(grade.points.values()):g} of {grade.possible:g}"
             print(f"{one_line(grade.submission)}: {points}, {grade.status}", flush=True)
             write_feedback(grade, given.out)
-    write_table(grades, given.out / "grades.csv")
-    print(f"{given.out / 'grades.csv'}: {len(grades)} submissions")
+            remember(store, grades, prints)  # a run that is stopped goes on here
+    return {name: grades[name] for name in found}
 
 
 if __name__ == "__main__":

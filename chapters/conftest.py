@@ -10,6 +10,7 @@
 """
 
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from importlib.metadata import version
 
 import pytest
 
+os.environ["PEDAGOGIC_PEFT_GATE"] = "1"  # a run that differs from the stored one is an error here
 VERSIONS = ("torch", "transformers", "peft", "numpy")
 # A number, with the spaces that align it: 12.5, -3, 1,024, 2e-05.
 NUMBER = re.compile(r" *[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)? *")

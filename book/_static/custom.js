@@ -40,6 +40,33 @@
   if (location.hash) all();
   else figures.forEach((script) => closer.observe(script.previousElementSibling));
 
+  // A picture is larger than a phone: its button shows it in a window of its own, where it scrolls.
+  const enlarge = (image) => {
+    const dialog = document.createElement("dialog"), box = document.createElement("div");
+    const close = document.createElement("button"), picture = new Image();
+    dialog.className = "enlarged";
+    dialog.setAttribute("aria-label", "Enlarged figure");
+    close.textContent = "Close";
+    close.className = "btn";
+    box.tabIndex = 0;
+    Object.assign(picture, { src: image.src, alt: image.alt });
+    picture.style.width = `max(100%, ${0.75 * image.getAttribute("width")}px)`;
+    box.append(picture);
+    dialog.append(close, box);
+    close.addEventListener("click", () => dialog.close());
+    dialog.addEventListener("close", () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  };
+  for (const image of document.querySelectorAll("article :is(.cell_output, figure) img[width]:not(.still)")) {
+    const button = document.createElement("button");
+    button.className = "enlarge";
+    button.setAttribute("aria-label", "Enlarge the figure");
+    button.addEventListener("click", () => enlarge(image));
+    image.parentElement.classList.add("has-enlarge");
+    image.after(button);
+  }
+
   // A figure in which the reader trains loads what it needs when its button is pressed.
   for (const figure of document.querySelectorAll("figure.alive")) {
     const button = figure.querySelector(".alive-start button"), said = button.nextElementSibling;
@@ -73,6 +100,136 @@
     };
   });
 
+  // A search field shows what it finds while the reader types. Its scripts and its index are loaded at the first
+  // use. Enter leads to the page of all results.
+  const root = document.documentElement, fields = [...document.querySelectorAll('input[name="q"]')];
+  const PARTS = ["_static/language_data.js", "_static/searchtools.js", "_static/search.js", "searchindex.js"];
+  const fetched = (name) => new Promise((done, failed) => {
+    const script = Object.assign(document.createElement("script"), { onload: done, onerror: failed });
+    script.src = root.dataset.content_root + name;
+    document.head.append(script);
+  });
+  const allParts = async () => {
+    if (typeof Search === "undefined") for (const name of PARTS) await fetched(name);
+  };
+  let loading;
+  const load = () => loading ??= allParts();
+  const list = (field) => {
+    const made = document.createElement("div");
+    made.className = "found";
+    made.setAttribute("aria-live", "polite");
+    field.closest("form").after(made);
+    return made;
+  };
+  const show = (field, place) => {
+    const query = field.value.trim();
+    if (query.length < 2) return place.replaceChildren();
+    const { asked, results } = Search.find(query), marked = localStorage.getItem("sphinx_highlight_terms");
+    localStorage.removeItem("sphinx_highlight_terms");  // only the page that is chosen marks them
+    const words = document.createElement("p"), lines = document.createElement("ul");
+    const best = results.slice(-8).reverse();
+    words.textContent = !best.length ? "Nothing found." : asked === query ? `${results.length} found` :
+      `${results.length} found for "${asked}"`;
+    for (const [page, title, anchor, about] of best) {
+      const line = document.createElement("li"), link = document.createElement("a");
+      link.href = `${root.dataset.content_root}${page}.html${anchor}`;
+      link.innerHTML = title;
+      link.addEventListener("click", () => localStorage.setItem("sphinx_highlight_terms", marked));
+      line.append(link, about ? ` (${about})` : "");
+      lines.append(line);
+    }
+    place.replaceChildren(words, lines);
+  };
+  for (const field of fields) {
+    let place;
+    field.addEventListener("focus", load, { once: true });
+    field.addEventListener("input", () => {
+      root.dataset.typed = field.value;
+      load().then(() => show(field, place ??= list(field)));
+    });
+    field.addEventListener("keydown", (event) => {
+      const first = place?.querySelector("a");
+      if (event.key === "ArrowDown" && first) first.focus(), event.preventDefault();
+    });
+  }
+
+  // A card shows what a link to a term, a paper or an equation leads to: for a mouse and for the keyboard. It
+  // stays while the mouse is on it, and Escape closes it.
+  const HAS_CARD = 'article a.reference.internal:is([href*="glossary.html#term-"], [href*="references.html#"], ' +
+    '[href*="#equation-"])';
+  const base = new URL(root.dataset.content_root, location.href).href;
+  const keyOf = (link) => link.href.replace(base, "").replace(".html", "");
+  const card = Object.assign(document.createElement("div"), { className: "card-of-link", id: "card-of-link", hidden: true });
+  card.setAttribute("role", "tooltip");
+  document.body.append(card);
+  let cards, over, leaving;
+  const close = () => {
+    over?.removeAttribute("aria-describedby");
+    card.hidden = true;
+    over = undefined;
+  };
+  const open = async (link) => {
+    clearTimeout(leaving);
+    if (over === link) return;
+    close();
+    over = link;
+    await (cards ??= fetched("_static/cards.js"));
+    const text = window.CARDS[keyOf(link)];
+    if (over !== link || !text) return;
+    link.removeAttribute("title");  // it would be shown twice
+    link.setAttribute("aria-describedby", card.id);
+    card.innerHTML = text;
+    card.hidden = false;
+    const at = link.getBoundingClientRect(), size = card.getBoundingClientRect();
+    const below = at.bottom + size.height + 8 < innerHeight;
+    card.style.left = `${Math.max(8, Math.min(at.left, document.documentElement.clientWidth - size.width - 8))}px`;
+    card.style.top = `${Math.max(8, below ? at.bottom + 4 : at.top - size.height - 4)}px`;
+  };
+  const leave = () => { leaving = setTimeout(close, 250); };
+  for (const link of document.querySelectorAll(HAS_CARD)) {
+    link.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && open(link));
+    link.addEventListener("focus", () => link.matches(":focus-visible") && open(link));
+    link.addEventListener("pointerleave", leave);
+    link.addEventListener("blur", close);
+  }
+  card.addEventListener("pointerenter", () => clearTimeout(leaving));
+  card.addEventListener("pointerleave", leave);
+  addEventListener("keydown", (event) => event.key === "Escape" && close());
+  addEventListener("scroll", close, { passive: true });
+
+  // What was read is ticked in the side bar, and the landing page says where to go on. Only this browser knows.
+  const page = location.href.replace(base, "").replace(/\.html.*$/, "");
+  const noted = (name, otherwise) => {
+    try { return JSON.parse(localStorage.getItem(name)) ?? otherwise; } catch { return otherwise; }
+  };
+  const note = (name, value) => {
+    try { localStorage.setItem(name, JSON.stringify(value)); } catch { /* a browser that keeps nothing */ }
+  };
+  const lessons = [...document.querySelectorAll('.bd-sidebar-primary nav a[href]')]
+    .filter((link) => link.href.includes("/chapters/") || link.getAttribute("href") === "#");
+  const tick = () => {
+    const read = noted("peft-read", []);
+    lessons.forEach((link) => link.classList.toggle("was-read",
+      read.includes(link.getAttribute("href") === "#" ? page : link.href.replace(base, "").replace(/\.html.*$/, ""))));
+  };
+  const foot = document.querySelector(".prev-next-footer");
+  if (page.startsWith("chapters/") && foot) {
+    note("peft-last", { page, title: document.title.split(" \u2014 ")[0] });
+    new IntersectionObserver((seen) => {
+      if (!came(seen).length) return;
+      note("peft-read", [...new Set([...noted("peft-read", []), page])]);
+      tick();
+    }).observe(foot);
+  }
+  tick();
+  const last = noted("peft-last"), starts = document.querySelector(".start-buttons p");
+  if (starts && last) {
+    const link = document.createElement("a"), named = lessons.find((one) => one.href.includes(last.page));
+    link.href = `${root.dataset.content_root}${last.page}.html`;
+    link.textContent = `Go on at ${named?.textContent.trim() ?? last.title}`;
+    starts.prepend(link);
+  }
+
   // The theme lets go of its switch when it is pressed: who goes by keyboard would start again from the top.
   addEventListener("click", (event) => {
     const button = event.target.closest("button.theme-switch-button");
@@ -86,7 +243,6 @@
   });
   if (window.requestIdleCallback) requestIdleCallback(decode, { timeout: 2000 });
   else setTimeout(decode, 2000);
-  const root = document.documentElement;
   let opened = [], theme = "";
   addEventListener("beforeprint", () => {
     theme = root.dataset.theme;

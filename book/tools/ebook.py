@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
 WORK = ROOT / "_build" / "ebook"
 NAME = "pedagogic-peft"
+ONLY_FOR_THE_SITE = ("lighten", "sphinxext.opengraph", "describe", "site_files", "cards")
 MARGIN = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
 FOOTER = '<div style="font-size:8px;width:100%;text-align:center"><span class="title"></span></div>'
 
@@ -118,19 +119,20 @@ def make_epub() -> Path:
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     config.pop("launch_buttons")
     sphinx = config["sphinx"]["config"]
-    sphinx["extensions"] = [
-        name for name in sphinx["extensions"] if name not in ("lighten", "sphinxext.opengraph")
-    ]
+    sphinx["extensions"] = [n for n in sphinx["extensions"] if n not in ONLY_FOR_THE_SITE]
     # The derived settings are in another folder, so what they name by its path is named in full.
     local = config["sphinx"]["local_extensions"]
     config["sphinx"]["local_extensions"] = {
-        name: str(ROOT / folder) for name, folder in local.items() if name != "lighten"
-    }
-    sphinx |= {"epub_basename": NAME, "epub_show_urls": "no", "version": version("pedagogic-peft")}
-    for name in ("ogp_site_url", "ogp_site_name", "ogp_social_cards"):
-        sphinx.pop(name, None)
+        name: str(ROOT / folder) for name, folder in local.items() if name not in ONLY_FOR_THE_SITE
+    } | {"epub_pages": str(ROOT / "book" / "tools")}
+    sphinx["extensions"].append("epub_pages")
+    for name in [name for name in sphinx if name.startswith("ogp_")]:
+        sphinx.pop(name)
+    sphinx |= about(config)
     settings = WORK / "_config.yml"
     settings.write_text(yaml.safe_dump(config), encoding="utf-8")
+    for old in WORK.rglob(f"{NAME}.epub"):
+        old.unlink()
     command = [str(Path(sys.executable).parent / "jupyter-book"), "build", "."]
     command += ["--toc", "book/_toc.yml"]
     command += ["--config", str(settings), "--path-output", str(WORK)]
@@ -140,7 +142,40 @@ def make_epub() -> Path:
     made = next(WORK.rglob(f"{NAME}.epub"), None)
     if done.returncode or made is None:
         sys.exit(f"no EPUB: see {WORK / 'epub.log'}\n{done.stderr[-2000:]}")
+    check(made)
     return made
+
+
+def about(config: dict) -> dict[str, str | bool]:
+    """What the EPUB says of itself."""
+    return {
+        "project": config["title"],
+        "version": version("pedagogic-peft"),
+        "epub_basename": NAME,
+        "epub_title": config["title"],
+        "epub_contributor": config["author"],
+        "epub_description": "LoRA, adapters and soft prompts, built from scratch and run on every page.",
+        "epub_identifier": addresses()[1],
+        "epub_uid": "address",
+        "epub_show_urls": "no",
+        "epub_tocscope": "includehidden",  # the contents of this book are in the side bar
+        "epub_tocdup": False,
+        "epub_use_index": False,
+    }
+
+
+def check(epub: Path) -> None:
+    """Stop where epubcheck, which is the W3C's, finds an error: then some readers can't open the book."""
+    tool = shutil.which("epubcheck")
+    if tool is None:
+        sys.exit("no epubcheck on this machine: apt install epubcheck")
+    # Debian's is a Java archive, which only some systems start by itself.
+    start = ["java", "-jar"] if Path(tool).resolve().suffix == ".jar" else []
+    done = subprocess.run([*start, tool, str(epub)], capture_output=True, text=True)
+    found = re.findall(r"^(?:FATAL|ERROR).*", done.stdout + done.stderr, re.MULTILINE)
+    if done.returncode or found:
+        lines = "\n".join(found[:20]) or done.stderr
+        sys.exit(f"{epub}: epubcheck finds {len(found)} errors\n{lines}")
 
 
 def put_into_site(made: list[Path]) -> None:

@@ -27,6 +27,7 @@ MATHS = "mathjax.css"  # only for pages with formulas; see prerender_math.py
 SCRIPT = re.compile(r'<script\b[^>]*\bsrc="([^"]+)"[^>]*></script>')
 NOT_LOADED = ("fontawesome.js",)  # its icons come from a font
 ONLY_FOR_SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
+OUR_SEARCH = "search.js"  # after Sphinx's tools, before the index, which starts the search
 # The script of a figure that moves; custom.js runs it when the reader comes near.
 FIGURE = re.compile(r"(</figure>\s*)<script>(?=\s*\(\(\) => \{\s*const data = )")
 # Roles that docutils gives to references and that ARIA has given up, and a label that hides what it labels.
@@ -49,7 +50,9 @@ def lighten(app, error) -> None:
     pages = {path: text for path, text in pages.items() if "_static" not in path.parts}
     sheets, scripts = assets(pages)
     words = set(re.findall(r"[\w-]+", "\n".join(pages.values())))
-    words |= set(re.findall(r"[\w-]+", "\n".join(path.read_text("utf-8") for path in scripts)))
+    loaded_later = site / "_static" / OUR_SEARCH
+    texts = [path.read_text("utf-8") for path in [*scripts, loaded_later]]
+    words |= set(re.findall(r"[\w-]+", "\n".join(texts)))
     css = "\n".join(style_of(sheet, site, words) for sheet in sheets)
     css = icon_fonts(css, site)
     js = ";\n".join(path.read_text("utf-8") for path in scripts)
@@ -192,7 +195,10 @@ def rewrite(text: str, path: Path, site: Path, style: str, script: str) -> str:
     if "<mjx-container" in body:
         loads.append(f'<link rel="stylesheet" href="{static}/{MATHS}"/>')
     loads.append(f'<script defer src="{static}/{script}"></script>')
-    loads += [tag.replace("<script ", "<script defer ") for tag in search]
+    for tag in search:
+        if "searchindex.js" in tag:
+            loads.append(f'<script defer src="{static}/{OUR_SEARCH}"></script>')
+        loads.append(tag.replace("<script ", "<script defer "))
     # A corner cell without a heading is no heading.
     body = re.sub(r"<th\b([^>]*)>\s*(?:<p>\s*</p>)?\s*</th>", r"<td\1></td>", body)
     head = SCRIPT.sub("", SHEET.sub("", head))

@@ -1,18 +1,21 @@
 """Sphinx extension: a figure that moves is a figure of the book, with a number and a caption below it.
 
 What a notebook stored is HTML with a caption of its own, which JupyterLab and Colab show. Here the caption
-becomes Sphinx's, which numbers it among the page's other figures, in every format.
+becomes Sphinx's, which numbers it among the page's other figures, in every format. Beside the HTML the
+notebook stored a picture of the first setting: that is the figure in the EPUB, and on the site where no
+script runs (``img.still``; custom.css and layout.html).
 
 ``{moving-figure} chapters/.../page.ipynb`` shows the first such figure of a notebook on another page.
 """
 
+import hashlib
 import html
 import json
 import re
+from base64 import b64decode
 from pathlib import Path
 
 from docutils import nodes
-from sphinx.addnodes import only
 from sphinx.util.docutils import SphinxDirective
 
 CAPTION = re.compile(r"<figcaption>(.*?)</figcaption>\n?", re.DOTALL)
@@ -27,15 +30,16 @@ def number(app, doctree) -> None:
     for bundle in list(doctree.findall(is_bundle)):
         moving = [raw for raw in bundle.findall(nodes.raw) if NAME.search(raw.astext())]
         if moving:
-            wrap(doctree, bundle, moving[0])
+            wrap(doctree, bundle, moving[0], moves=app.builder.name != "epub")
 
 
 def is_bundle(node) -> bool:
     return isinstance(node, nodes.container) and node.get("nb_element") == "mime_bundle"
 
 
-def wrap(doctree, bundle, raw) -> None:
+def wrap(doctree, bundle, raw, moves: bool = True) -> None:
     text = raw.astext()
+    stills = [still_of(image, text) for image in list(bundle.findall(nodes.image))[:1]]
     # One that was given no caption has the words that say what it shows.
     caption = CAPTION.search(text) or ALT.search(text)
     raw.children = [nodes.Text(CAPTION.sub("", text))]
@@ -44,7 +48,16 @@ def wrap(doctree, bundle, raw) -> None:
     figure.source, figure.line = bundle.source, bundle.line
     doctree.note_implicit_target(figure, figure)
     bundle.replace_self(figure)
-    figure += [bundle, nodes.caption("", html.unescape(caption.group(1)))]
+    shown = [bundle, *stills] if moves else stills
+    figure += [*shown, nodes.caption("", html.unescape(caption.group(1)))]
+
+
+def still_of(image: nodes.image, text: str) -> nodes.image:
+    """The picture that a notebook stored beside the HTML, which says what it shows."""
+    still = image.deepcopy()
+    still["alt"] = html.unescape(ALT.search(text).group(1))
+    still["classes"] = ["still"]
+    return still
 
 
 class MovingFigure(SphinxDirective):
@@ -55,11 +68,23 @@ class MovingFigure(SphinxDirective):
         self.env.note_dependency(source)
         stored = json.loads((Path(self.env.srcdir) / source).read_text(encoding="utf-8"))
         outputs = [out for cell in stored["cells"] for out in cell.get("outputs", [])]
-        texts = ["".join(out.get("data", {}).get("text/html", "")) for out in outputs]
-        figure = next((text for text in texts if NAME.search(text)), None)
-        if figure is None:
-            raise self.error(f"{source} has no figure that moves")
-        return [only("", nodes.raw("", figure, format="html"), expr="builder_html")]
+        stored = [out["data"] for out in outputs if "image/png" in out.get("data", {})]
+        for data in stored:
+            text = "".join(data.get("text/html", ""))
+            if NAME.search(text):
+                still = still_of(self.picture(data["image/png"]), text)
+                moving = [nodes.raw("", text, format="html")]
+                return (moving if self.env.app.builder.name != "epub" else []) + [still]
+        raise self.error(f"{source} has no figure that moves")
+
+    def picture(self, png: str) -> nodes.image:
+        """A stored picture as a file, where MyST-NB keeps its own and by the same kind of name."""
+        data = b64decode("".join(png))
+        folder = Path(self.env.app.outdir).parent / "jupyter_execute"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{hashlib.sha256(data).hexdigest()}.png"
+        file.write_bytes(data)
+        return nodes.image(uri=f"/{file.relative_to(self.env.srcdir).as_posix()}")
 
 
 def setup(app) -> dict:

@@ -4,6 +4,10 @@ What the kernel says of itself (the version of Python), times and what editors a
 they are not stored. A notebook that raises is left as it was, and the command fails.
 """
 
+import os
+
+os.environ["PEDAGOGIC_PEFT_GATE"] = "1"  # a run that differs from the stored one is an error here
+
 c = get_config()  # noqa: F821
 
 c.NotebookClient.kernel_name = "python3"

@@ -2,7 +2,8 @@
 
 * Under a chapter page's title: how long it takes to read, and the parts of the library it uses.
 * On a reference page, under a class or function: the pages that build it and use it.
-* ``{book-contents}``: the chapters with their pages and reading times.
+* ``{book-contents}``: the chapters with their pages, reading times and what each promises.
+* ``{fact}``: in a line of text, ``minutes PAGE``, ``pages`` (how many) or ``hours`` (of reading in all).
 * ``{notebook-status}``: each notebook with the result of the last test run, its time, and the versions.
 
 sphinx-codeautolink links names in cells, but knows neither reading times nor which page builds what.
@@ -13,6 +14,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+from describe import plain
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.util.docutils import SphinxDirective
@@ -29,6 +31,26 @@ class contents_placeholder(nodes.General, nodes.Element):
     """Where the contents go, once all pages are read."""
 
 
+class fact_placeholder(nodes.General, nodes.Inline, nodes.Element):
+    """Where a number goes, once all pages are read."""
+
+
+def fact_role(name, rawtext, text, lineno, inliner, options=None, content=None):
+    return [fact_placeholder(text=text)], []
+
+
+def fact_of(what: str, facts: dict) -> str:
+    """A fact in words."""
+    name, _, page = what.partition(" ")
+    if name == "minutes":
+        return f"{facts[page]['minutes']} min"
+    if name == "pages":
+        return str(len(facts))
+    if name == "hours":
+        return f"about {round(sum(fact['minutes'] for fact in facts.values()) / 60)} hours"
+    raise ValueError(f"{{fact}}`{what}`: expected minutes PAGE, pages or hours")
+
+
 class BookContents(SphinxDirective):
     def run(self):
         return [contents_placeholder()]
@@ -40,10 +62,11 @@ class NotebookStatus(SphinxDirective):
         report = Path(self.env.srcdir) / REPORT
         if not report.exists():
             words = (
-                "No test run is at hand. make gate executes every notebook and leaves its report"
+                "This copy of the site was built without running the notebooks afresh, so it has no "
+                "table of them. In a clone of the repository, make gate followed by make book adds it."
             )
-            return [nodes.paragraph("", f"{words} in {REPORT}; build the site after it.")]
-        suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+            return [nodes.paragraph("", words)]
+        suite = suite_of(report)
         pages = by_page(suite)
         titles = {page: toc(self.env).get(page) or page for page in pages}
         rows = [
@@ -58,6 +81,29 @@ class NotebookStatus(SphinxDirective):
         summary = f"Run of {when}: {len(rows) - wrong} of {len(rows)} notebooks passed. {versions}."
         cost = costs({titles[page]: result for page, result in pages.items()})
         return [nodes.paragraph("", summary), nodes.paragraph("", cost), table(head, rows)]
+
+
+class LastRun(SphinxDirective):
+    """One line for the landing page, and nothing where the site was built without a run."""
+
+    def run(self):
+        self.env.note_reread()
+        report = Path(self.env.srcdir) / REPORT
+        if not report.exists():
+            return []
+        suite = suite_of(report)
+        pages = by_page(suite).values()
+        passed = sum(not wrong for *_, wrong in pages)
+        when = (suite.get("timestamp") or "")[:10]
+        words = (
+            f"Last tested on {when}: {passed} of {len(pages)} notebooks give their stored outputs. "
+        )
+        line = nodes.paragraph("", words, classes=["last-run"])
+        return [line + doc_link("book/status", "Status").children]
+
+
+def suite_of(report: Path):
+    return next(ElementTree.parse(report).getroot().iter("testsuite"))
 
 
 def doc_link(page: str, title: str) -> nodes.paragraph:
@@ -138,7 +184,19 @@ def read(app, doctree) -> None:
         for found in IMPORTED.findall(node.astext())
         for name in found.replace("\n", ",").split(",")
     }
-    facts[page] = {"minutes": max(1, round(seconds / 60)), "built": built, "used": used - {""}}
+    facts[page] = {
+        "minutes": max(1, round(seconds / 60)),
+        "built": built,
+        "used": used - {""},
+        "promise": promise_of(doctree),
+    }
+
+
+def promise_of(doctree) -> str:
+    """What the first paragraph says the reader can do after the page."""
+    first = next(doctree.findall(nodes.paragraph), nodes.paragraph())
+    words = plain(first.astext())
+    return words.removeprefix("After this page you can ").rstrip(".")
 
 
 def is_input(node) -> bool:
@@ -154,6 +212,8 @@ def resolve(app, doctree, page: str) -> None:
     facts = getattr(app.env, "book_facts", {})
     for place in list(doctree.findall(contents_placeholder)):
         place.replace_self(contents(app, page, facts) if app.builder.format == "html" else [])
+    for place in list(doctree.findall(fact_placeholder)):
+        place.replace_self(nodes.Text(fact_of(place["text"], facts)))
     if app.builder.format != "html":
         return
     if page in facts:
@@ -255,29 +315,33 @@ def toc(app) -> dict[str, str]:
     return {page: entry.title or "" for page, entry in app.config.external_site_map.items()}
 
 
-def contents(app, page: str, facts: dict) -> nodes.table:
-    """Chapter by chapter: its pages, each with its reading time."""
+def contents(app, page: str, facts: dict) -> list[nodes.Node]:
+    """Chapter by chapter: its pages, each with its reading time and its promise."""
     chapters = {}
     for where in toc(app):
         if where in facts:
             chapters.setdefault(where.split("/")[1], []).append(where)
-    rows = []
+    parts = []
     for folder, pages in chapters.items():
         number, name = folder.split("_", 1)
+        title = {"lora": "LoRA"}.get(name, name.replace("_", " ").capitalize())
         lines = nodes.bullet_list(classes=["plain-list"])
         for where in pages:
             line = nodes.paragraph("", "", link(app, page, where, title_of(app, where)))
             line += nodes.Text(f" ({facts[where]['minutes']} min)")
-            lines += nodes.list_item("", line)
-        title = {"lora": "LoRA"}.get(name, name.replace("_", " ").capitalize())
-        rows.append([f"{int(number)}\N{NO-BREAK SPACE}{title}", lines])
-    return table(["chapter", "pages"], rows)
+            promise = nodes.paragraph("", facts[where]["promise"], classes=["promise"])
+            lines += nodes.list_item("", line, promise)
+        parts += [nodes.rubric("", f"{int(number)}\N{NO-BREAK SPACE}{title}"), lines]
+    return parts
 
 
 def setup(app) -> dict:
     app.add_node(contents_placeholder)
+    app.add_node(fact_placeholder)
+    app.add_role("fact", fact_role)
     app.add_directive("book-contents", BookContents)
     app.add_directive("notebook-status", NotebookStatus)
+    app.add_directive("last-run", LastRun)
     app.connect("doctree-read", read)
     app.connect("doctree-resolved", resolve)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -39,6 +39,12 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
     Args:
         model: any module.
+
+    Example:
+        >>> from pedagogic_peft import count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(model.requires_grad_(False)))
+        trainable: 0 of 76,176 (0.00 %)
     """
     parameters = {memory_of(p): p for p in model.parameters()}.values()
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
@@ -55,6 +61,12 @@ def model_bytes(model: nn.Module) -> int:
 
     Args:
         model: any module.
+
+    Example:
+        >>> from pedagogic_peft import load_base, model_bytes
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model_bytes(model) >= 4 * 76_176  # float32
+        True
     """
     tensors = [*model.parameters(), *model.buffers()]
     return sum({memory_of(tensor): tensor.nbytes for tensor in tensors}.values())

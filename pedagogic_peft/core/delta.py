@@ -16,6 +16,28 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]  # an attention function of
 Deltas = dict[str, nn.Module]  # path of a module -> its delta
 
 
+EMPTY = vars(nn.Module())  # the attributes that every module begins with
+HOLDERS = [name for name, value in EMPTY.items() if hasattr(value, "copy")]
+
+
+def begin(module: nn.Module) -> None:
+    """Do what ``nn.Module.__init__(module)`` does, in less time.
+
+    A big model gets thousands of modules, and torch sets their attributes one by one, with checks.
+    """
+    own = vars(module)
+    own.update(EMPTY)
+    for name in HOLDERS:
+        own[name] = EMPTY[name].copy()
+
+
+def blank(kind: Any) -> Any:
+    """Return a module of this class with the attributes of `nn.Module` and no others."""
+    made = kind.__new__(kind)
+    begin(made)
+    return made
+
+
 class Delta(nn.Module):
     """What a method puts at one module. Override what the method needs; the rest does nothing.
 
@@ -37,6 +59,9 @@ class Delta(nn.Module):
     """
 
     beside: bool = False
+
+    def __init__(self) -> None:
+        begin(self)
 
     def init_from_base(self, base: Any) -> None:
         """Set the values that depend on the module ``base``, when the delta is attached."""
@@ -115,13 +140,9 @@ def key_of(delta: nn.Module) -> Any:
     return (kind, BATCHED[kind].key(delta)) if kind in BATCHED else delta
 
 
-def linear(d_in: int, d_out: int) -> nn.Linear:
-    """Return ``nn.Linear(d_in, d_out, bias=False)``, made in less time: the same numbers are drawn.
-
-    A big model gets a thousand of them, and torch sets their attributes one by one, with checks.
-    """
-    made, bound = nn.Linear.__new__(nn.Linear), 1 / math.sqrt(d_in)
-    nn.Module.__init__(made)
+def linear(d_in: int, d_out: int) -> Any:
+    """Return ``nn.Linear(d_in, d_out, bias=False)``, made in less time: the same numbers are drawn."""
+    made, bound = blank(nn.Linear), 1 / math.sqrt(d_in)
     vars(made).update(in_features=d_in, out_features=d_out)
     weight = torch.empty(d_out, d_in).uniform_(-bound, bound)
     made._parameters.update(weight=nn.Parameter(weight), bias=None)

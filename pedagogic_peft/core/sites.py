@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,13 @@ from pedagogic_peft.core.delta import (
     Delta,
     Kwargs,
     TrainedCopy,
+    begin,
+    blank,
 )
 from pedagogic_peft.core.reading import takes_value
 
 Modules = dict[str, nn.Module]  # {path: module}
+Model = TypeVar("Model", bound=nn.Module)  # a verb returns the model, of the type it was given
 
 
 @dataclass
@@ -119,11 +122,12 @@ class Place(nn.Module):
 
     adaptations: Adaptations
     layer: int | None
+    deltas: nn.ModuleDict
 
     def __init__(self, adaptations: Adaptations, layer: int | None):
-        super().__init__()
-        self.deltas = nn.ModuleDict()  # adaptation name -> delta
+        begin(self)
         vars(self).update(adaptations=adaptations, layer=layer)  # past torch's slow assignment
+        self._modules["deltas"] = blank(nn.ModuleDict)  # adaptation name -> delta
 
     @property
     def computed(self) -> bool:
@@ -185,23 +189,29 @@ class Site(Transparent):
 
     def __init__(self, base: nn.Module, adaptations: Adaptations, layer: int | None = None):
         super().__init__(adaptations, layer)
-        self.base = base
+        self._modules["base"] = base
         vars(self).update(training=base.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run ``base`` on its first argument ``x``, then let each adaptation change its output ``y``."""
-        if self.adaptations.unanswered:
-            self.adaptations.unanswered.discard((get_ident(), self))
+        record = self.adaptations
+        if record.unanswered:
+            record.unanswered.discard((get_ident(), self))
+        # First what a model that writes token by token asks for, in few steps of Python: one plain delta.
+        special = record.rows or record.originals or record.dropped_layers or not record.enabled
+        if len(args) == len(record.active) == 1 and not (
+            special or kwargs or torch.is_grad_enabled()
+        ):
+            delta: Any = self._modules["deltas"]._modules.get(record.active[0])  # type: ignore[union-attr]
+            if type(delta) in FUSED:
+                return FUSED[type(delta)](delta, args[0], self._modules["base"](*args))  # type: ignore[misc]
         x, *more = args or [kwargs.pop(next(iter(kwargs)))]  # an attention gets all of them by name
-        rows = self.adaptations.rows
+        rows = record.rows
         if rows and self.computed and not set(rows).isdisjoint(self.deltas):
             if more or kwargs:  # which part of a mask is for which row is not known here
                 raise TypeError(f"rows: {type(self.base).__name__} has more than one input")
             return serving.forward_rows(self, rows, x)
         deltas = self.running()
-        if len(deltas) == 1 and type(deltas[0]) in FUSED and not torch.is_grad_enabled():
-            y = self._modules["base"](x, *more, **kwargs)  # type: ignore[misc]
-            return FUSED[type(deltas[0])](deltas[0], x, y)
         if deltas and all(isinstance(delta, TrainedCopy) for delta in deltas):
             return deltas[-1](x, None, *more, **kwargs)  # an attention would fill the cache twice
         return self.forward_with(deltas, x, *more, **kwargs)

@@ -33,6 +33,7 @@ from pedagogic_peft.core.method import Method
 from pedagogic_peft.core.sites import (
     Adaptations,
     Hooks,
+    Model,
     Site,
     View,
     deltas_of,
@@ -49,7 +50,7 @@ TOKENS_FIRST = "bridgetower fsmt led longformer mask2former oneformer xlnet".spl
 WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "module"}
 
 
-def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:
+def attach(model: Model, method: Method, name: str = "default") -> Model:
     """Freeze the model, add an adaptation to it, and make that the only active one.
 
     Before training, the adapted model computes exactly what the base model did. (Soft prompts and
@@ -73,6 +74,13 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
     Warns:
         UserWarning: the model's head stays frozen. A new head has to be in `modules_to_save`. Or
             "all-linear" leaves out the experts of a mixture, which are no linear maps.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = attach(model, LoRA(r=4), name="style")  # the same model, changed in place
+        >>> sum(p.requires_grad for p in model.parameters())  # an A and a B at each of 4 maps
+        8
     """
     view = check_can_attach(model, name)
     if not isinstance(method, Method):
@@ -81,10 +89,11 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
     _warn_of_frozen_head(view, deltas)
     if method.target_modules == "all-linear":
         _warn_of_frozen_experts(view, deltas)
-    return install(view, method, name, deltas)
+    install(view, method, name, deltas)
+    return model
 
 
-def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+def detach(model: Model, name: str | None = None) -> Model:
     """Take an adaptation off, or all of them.
 
     After the last one the model is bit for bit as it was found: modules, weights and
@@ -93,6 +102,13 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
 
     Raises:
         ValueError: the model has no such adaptation, or a fusion uses it.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, detach, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = detach(attach(model, LoRA(r=4)))
+        >>> type(model.model.layers[0].self_attn.q_proj).__name__  # as it was found
+        'Linear'
     """
     names = () if name is None else (name,)
     record = adaptations_of(model, *names)
@@ -121,7 +137,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     return model
 
 
-def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = None) -> nn.Module:
+def activate(model: Model, *names: str, rows: Sequence[str | None] | None = None) -> Model:
     """Choose the adaptations that take part in the forward pass: one, several or none.
 
     Several run one after the other at each site: low-rank updates and prefixes add up, bottleneck
@@ -146,6 +162,16 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
             (The forward pass raises a TypeError at a module with more inputs than one, and a
             ValueError where the prompts or prefixes of all rows need the same length.)
         RuntimeError: an adaptation is merged.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, activate, attach, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = attach(attach(model, LoRA(r=4), "tale"), LoRA(r=4), "shout")
+        >>> model = activate(model, "tale", "shout")  # their sum
+        >>> model = activate(model, rows=["tale", "shout", None])  # one for each row of a batch
+        >>> batch = tokenizer(["emma had the blue book ."] * 3, return_tensors="pt")
+        >>> model(**batch).logits.shape[0]
+        3
     """
     named = names if rows is None else [name for name in rows if name is not None]
     record = adaptations_of(model, *named, unmerged="activate")
@@ -158,7 +184,7 @@ def activate(model: nn.Module, *names: str, rows: Sequence[str | None] | None = 
     return model
 
 
-def adapter_drop(model: nn.Module, layers: int) -> AbstractContextManager[nn.Module]:
+def adapter_drop(model: Model, layers: int) -> AbstractContextManager[Model]:
     """Inside ``with adapter_drop(model, layers):`` the lowest layers run without their deltas.
 
     AdapterDrop (Rücklé et al. 2021, arXiv:2010.11918, section 4) makes inference faster this way.
@@ -172,23 +198,41 @@ def adapter_drop(model: nn.Module, layers: int) -> AbstractContextManager[nn.Mod
     Raises:
         ValueError: a negative or fractional number.
         RuntimeError: an adaptation is merged.
+
+    Example:
+        >>> from pedagogic_peft import BottleneckAdapter, adapter_drop, attach, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = attach(model, BottleneckAdapter(bottleneck_size=8))
+        >>> batch = tokenizer("emma had the blue book .", return_tensors="pt")
+        >>> with adapter_drop(model, layers=1):  # the lowest layer computes what it did before
+        ...     logits = model(**batch).logits
     """
     return _changed(model, "adapter_drop", "dropped_layers", validation.whole("layers", layers))
 
 
-def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
+def disabled(model: Model) -> AbstractContextManager[Model]:
     """Inside ``with disabled(model):`` the model computes what it computed before any adaptation.
 
     May be nested; ends also when the block raises.
 
     Raises:
         RuntimeError: an adaptation is merged, so the base weights are not the original ones.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, disabled, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> batch = tokenizer("emma had the blue book .", return_tensors="pt")
+        >>> before = model(**batch).logits
+        >>> model = attach(model, LoRA(r=4))
+        >>> with disabled(model):
+        ...     bool((model(**batch).logits == before).all())
+        True
     """
     return _changed(model, "disabled", "enabled", False)
 
 
 @contextmanager
-def _changed(model: nn.Module, verb: str, attribute: str, value: Any) -> Iterator[nn.Module]:
+def _changed(model: Model, verb: str, attribute: str, value: Any) -> Iterator[Model]:
     """Inside the block, an attribute of the model's record has another value."""
     record = adaptations_of(model, unmerged=verb)
     before = getattr(record, attribute)
@@ -199,7 +243,7 @@ def _changed(model: nn.Module, verb: str, attribute: str, value: Any) -> Iterato
         setattr(record, attribute, before)
 
 
-def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn.Module:
+def merge(model: Model, name: str | None = None, unload: bool = False) -> Model:
     """Write W_0 + ΔW into the base weights, so that inference costs no more than without.
 
     The sum is computed in float32 and rounded once to the weight's dtype; that rounding is the only
@@ -222,6 +266,13 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
             its delta is the same); a weight is quantised or not in memory (offloaded); ``unload``
             with other adaptations attached.
         RuntimeError: an adaptation is already merged, or none is active.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base, merge
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = merge(attach(model, LoRA(r=4)), unload=True)
+        >>> type(model.model.layers[0].self_attn.q_proj).__name__  # an ordinary map, with W_0 + ΔW
+        'Linear'
     """
     names: tuple[str, ...] = () if name is None else (name,)
     record = adaptations_of(model, *names, unmerged="merge")
@@ -261,11 +312,17 @@ def merge(model: nn.Module, name: str | None = None, unload: bool = False) -> nn
     return model
 
 
-def unmerge(model: nn.Module) -> nn.Module:
+def unmerge(model: Model) -> Model:
     """Put the original weights back, bit for bit: they were kept, so nothing is subtracted.
 
     Raises:
         RuntimeError: nothing is merged.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base, merge, unmerge
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = merge(attach(model, LoRA(r=4)))  # for serving
+        >>> model = unmerge(model)  # to go on training
     """
     record = adaptations_of(model)
     if not record.originals:
@@ -275,8 +332,8 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 
 def average(
-    model: nn.Module, names: Names, weights: Sequence[float] | None = None, name: str = "average"
-) -> nn.Module:
+    model: Model, names: Names, weights: Sequence[float] | None = None, name: str = "average"
+) -> Model:
     """Attach a new adaptation whose parameters are the weighted mean of those of others.
 
     AdapterSoup (Chronopoulou et al. 2023): the mean of adapters trained on different domains, or from
@@ -300,6 +357,12 @@ def average(
         ValueError: no names, or an unknown one; different hyper-parameters; weights of another
             number, or whose sum is not 1; the new name is taken.
         RuntimeError: an adaptation is merged.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, average, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = attach(attach(model, LoRA(r=4), "one"), LoRA(r=4), "two")
+        >>> model = average(model, ["one", "two"], weights=[0.5, 0.5], name="soup")
     """
     methods = adaptations_of(model).methods
     view = check_can_attach(model, name)
@@ -318,7 +381,8 @@ def average(
         for key, tensor in tensors_of(deltas_of(view, n)).items():
             mean[key] += share * tensor.cpu().double()
     load_tensors(deltas, {key: tensor.float() for key, tensor in mean.items()})
-    return install(view, method, name, deltas)
+    install(view, method, name, deltas)
+    return model
 
 
 def adaptations_of(model: nn.Module, *names: str, unmerged: str = "") -> Adaptations:
@@ -396,7 +460,7 @@ def install(view: View, method: Method, name: str, deltas: Deltas) -> nn.Module:
             place = module
         else:
             place = seats.setdefault(module, Site(module, record, layer_of(path)))
-        place.deltas[name] = delta
+        place._modules["deltas"]._modules[name] = delta  # past torch's checks, which were made
         if delta.training != place.training:
             delta.train(place.training)
     # Experts that are modules see the tokens that are sent to them, of any row.

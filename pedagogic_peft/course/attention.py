@@ -28,6 +28,14 @@ def attention_shares(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Raises:
         ValueError: the model's attention is not transformers' SDPA, as for `PrefixTuning`.
+
+    Example:
+        >>> from pedagogic_peft import PrefixTuning, attach, attention_shares, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = attach(model, PrefixTuning(num_virtual_tokens=5))
+        >>> batch = tokenizer("emma had the blue book .", return_tensors="pt")
+        >>> [tuple(shares.shape) for shares in attention_shares(model, batch).values()]
+        [(1, 8, 7, 5), (1, 8, 7, 5)]
     """
     found = _watch(model, batch)
     return {path: seen[..., :n] for path, (n, seen) in found.items() if n}

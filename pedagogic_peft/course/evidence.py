@@ -4,6 +4,9 @@ A verdict is one of four words. "agrees": the interval of the difference lies wh
 "disagrees": it lies elsewhere. "undecided": it reaches into both. "cannot be tested here": it lies
 elsewhere, but the paper had another size of model, other data or another budget, and a small model does
 not refute a large one.
+
+Which of two is better needs five seeds: of fewer the verdict is "undecided", whatever the interval says.
+A difference of fewer than three is no number at all, and an error.
 """
 
 import math
@@ -13,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 FEWEST_SEEDS: Final = 5  # for "A is better than B"
+FEWEST_AT_ALL: Final = 3  # for a number in a sentence
 LEVEL: Final = 0.95
 CEILING: Final = 0.98  # of a share that is right
 
@@ -63,11 +67,15 @@ def paired(
     Args:
         a, b: {seed: score}.
         comparisons: how many differences the page looks at for one conclusion.
-        fewest: the least number of pairs.
+        fewest: the least number of pairs; three at least.
 
     Raises:
-        ValueError: there are fewer pairs than ``fewest``, or ``comparisons`` is below 1.
+        ValueError: there are fewer pairs than ``fewest``, that is below 3, or ``comparisons`` below 1.
     """
+    if fewest < FEWEST_AT_ALL:
+        raise ValueError(
+            f"fewest={fewest}: at least {FEWEST_AT_ALL}, for an interval to say anything"
+        )
     if comparisons < 1:
         raise ValueError(f"comparisons={comparisons}: count this one too, so at least 1")
     seeds = sorted(a.keys() & b.keys())
@@ -79,10 +87,18 @@ def paired(
 
 
 def interval(differences: Sequence[float], comparisons: int = 1) -> Difference:
-    """Return the mean of independent differences with Student's interval, corrected as in `paired`."""
+    """Return the mean of independent differences with Student's interval, corrected as in `paired`.
+
+    Raises:
+        ValueError: there are fewer than three.
+    """
     from scipy.stats import t
 
     n = len(differences)
+    if n < FEWEST_AT_ALL:
+        raise ValueError(
+            f"{n} differences: at least {FEWEST_AT_ALL}, for an interval to say anything"
+        )
     mean = statistics.fmean(differences)
     quantile = float(t.ppf(1 - (1 - LEVEL) / (2 * comparisons), n - 1))
     half = quantile * statistics.stdev(differences) / math.sqrt(n)
@@ -95,7 +111,8 @@ def verdict(
     """Judge a claim about a difference by its interval.
 
     Args:
-        difference: see `paired`.
+        difference: see `paired`. Of fewer than five seeds it is undecided which of the two is better;
+            that they are equal within ``margin`` three can say.
         claim: "greater" (the difference is above ``margin``), "less" (below ``-margin``), or "equal"
             (within ``margin`` of zero).
         margin: in the unit of the scores; "equal" needs one.
@@ -116,9 +133,12 @@ def verdict(
         inside, outside = -margin <= low and high <= margin, high < -margin or low > margin
     else:
         inside, outside = low > margin, high <= margin
-    if inside:
+    enough = (
+        getattr(difference, "seeds", FEWEST_SEEDS) >= FEWEST_SEEDS
+    )  # a correlation has no seeds
+    if inside and (enough or claim == "equal"):
         return AGREES
-    if outside:
+    if outside and enough:
         return CANNOT_BE_TESTED if elsewhere else DISAGREES
     return UNDECIDED
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from pedagogic_peft.core.architectures import model_type, modules_in_role, roles_of
 from pedagogic_peft.core.delta import Deltas, Tensors, load_tensors
-from pedagogic_peft.core.sites import View, layer_of
+from pedagogic_peft.core.sites import Model, View, layer_of
 from pedagogic_peft.core.verbs import check_can_attach, install
 from pedagogic_peft.files.disk import tensors_of_pickle, text_of
 from pedagogic_peft.files.peft import TABLE, Bounded, Config, check_options
@@ -27,7 +27,7 @@ BLOCK = r"attention\.output|attention_adapters|output|output_adapters"
 NAME = rf"(?:.*\.)?(\d+)\.({BLOCK})\.adapters\.([^.]+)\.(adapter_down|adapter_up)(?:\.0)?(\.\w+)"
 
 
-def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -> nn.Module:
+def load_adapterhub(model: Model, path: str | Path, name: str = "default") -> Model:
     """Attach a bottleneck adapter from a folder that the `adapters` library wrote.
 
     It can be trained, and is the only active one. Read are its configurations "seq_bn" (here:
@@ -47,6 +47,13 @@ def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -
         FileNotFoundError: there is no such folder or file.
         ValueError: an architecture, configuration or option that is not supported, which is named;
             the tensors do not fit the model. The model is then unchanged.
+
+    Example:
+        >>> from pedagogic_peft import load_adapterhub, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> load_adapterhub(model, "my-adapter")  # a folder that `adapters` wrote is needed
+        Traceback (most recent call last):
+        FileNotFoundError: my-adapter needs adapter_config.json and adapter.safetensors or pytorch_adapter.bin
     """
     view = check_can_attach(model, name)
     folder = Path(path)
@@ -58,7 +65,8 @@ def load_adapterhub(model: nn.Module, path: str | Path, name: str = "default") -
         load_tensors(deltas, _our_names(view, deltas, tensors, config.get("name")))
     except Exception as error:  # a stranger's numbers can fail anywhere
         raise ValueError(f"{folder}: {error}") from error
-    return install(view, method, name, deltas)
+    install(view, method, name, deltas)
+    return model
 
 
 def _read(folder: Path) -> tuple[Config, Tensors]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Tensors, some
 from pedagogic_peft.core.method import Method
-from pedagogic_peft.core.sites import Site, View, deltas_of
+from pedagogic_peft.core.sites import Model, Site, View, deltas_of
 from pedagogic_peft.core.verbs import (
     adaptations_of,
     check_can_attach,
@@ -65,6 +65,13 @@ def save(
     Warns:
         UserWarning: Hugging Face PEFT will refuse the files (DoRA beside the experts of some mixtures),
             or not find all of the tensors (where it renames them).
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base, save
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> folder = save(attach(model, LoRA(r=4)), "my-lora", task_type="CAUSAL_LM")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     name = one_adaptation(model, name)
     method: Method = adaptations_of(model).methods[name]
@@ -87,13 +94,13 @@ def save(
 
 
 def load(
-    model: nn.Module,
+    model: Model,
     path: str | Path,
     name: str = "default",
     *,
     allow_bin: bool = False,
     part: str | None = None,
-) -> nn.Module:
+) -> Model:
     """Attach an adaptation from a folder or from the Hugging Face Hub.
 
     It is trainable, and the only active one.
@@ -125,6 +132,13 @@ def load(
     Warns:
         UserWarning: the configuration is not the one that `save` wrote beside these tensors; a file
             of diffusers or kohya-ss has more parts.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load, load_base, save
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> folder = save(attach(model, LoRA(r=4)), "my-lora")
+        >>> fresh, tokenizer = load_base("pocket-gpt-tiny")
+        >>> fresh = load(fresh, folder, name="style")  # Hugging Face PEFT reads the folder too
     """
     view = check_can_attach(model, name)
     config_file, tensors_file = _locate(path, allow_bin)
@@ -147,7 +161,8 @@ def load(
     except Exception as error:  # a stranger's numbers can fail anywhere
         where = tensors_file if config_file is None else config_file.parent
         raise ValueError(f"{where}: {error}") from error
-    return install(view, method, name, deltas)
+    install(view, method, name, deltas)
+    return model
 
 
 def _kind_of(config: Config) -> type[Method]:

@@ -46,6 +46,12 @@ class AdaLoRA(Method):
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import AdaLoRA, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, AdaLoRA(init_r=6, target_r=4))))
+        trainable: 2,328 of 78,504 (2.97 %)
     """
 
     peft = Peft(

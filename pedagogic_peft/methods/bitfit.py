@@ -44,6 +44,13 @@ class BitFit(Method):
     Raises:
         ValueError: a value is of the wrong type; the message names it. When attached: a bias is read by
             the model itself, or added elsewhere than to the last axis (of a convolution, the channels).
+
+    Example:
+        >>> from pedagogic_peft import BitFit, attach, count_parameters
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> print(count_parameters(attach(model, BitFit())))
+        trainable: 20 of 232 (8.62 %)
     """
 
     peft = Peft("BITFIT")

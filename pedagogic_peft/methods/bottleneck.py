@@ -72,6 +72,12 @@ class BottleneckAdapter(Method):
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import BottleneckAdapter, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, BottleneckAdapter(bottleneck_size=8))))
+        trainable: 1,648 of 77,824 (2.12 %)
     """
 
     peft = Peft("BOTTLENECK")

@@ -35,6 +35,12 @@ class Compacter(BottleneckAdapter):
         placement: "houlsby" (Compacter) or "pfeiffer" (Compacter++).
 
     The others are those of `BottleneckAdapter`.
+
+    Example:
+        >>> from pedagogic_peft import Compacter, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, Compacter(reduction_factor=4))))
+        trainable: 784 of 76,960 (1.02 %)
     """
 
     peft = Peft("COMPACTER")

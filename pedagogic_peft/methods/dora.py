@@ -97,6 +97,12 @@ class DoRA(LoRA):
 
     Raises:
         ValueError: as `LoRA`; when attached, a weight is packed, as by bitsandbytes.
+
+    Example:
+        >>> from pedagogic_peft import DoRA, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, DoRA(r=4))))
+        trainable: 1,728 of 77,904 (2.22 %)
     """
 
     peft = replace(LoRA.peft, flag="use_dora")

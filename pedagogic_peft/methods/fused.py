@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pedagogic_peft.core.delta import FUSED
 from pedagogic_peft.methods.lora import LoRALinear
@@ -21,18 +21,15 @@ def fused_lora(delta: LoRALinear, x: Tensor, y: Tensor) -> Tensor:
     two. With dropout, hooks, another precision or autocast it is the delta's own forward.
     """
     parts: Any = delta._modules  # past torch's look-up of attributes, which is a step as well
-    A, B = _weight(parts["lora_A"]), _weight(parts["lora_B"])
+    A = parts["lora_A"]._parameters.get("weight")
+    B = parts["lora_B"]._parameters.get("weight")
     hooked = delta._forward_hooks or delta._forward_pre_hooks or parts["dropout"].training
-    same = x.dtype is y.dtype is A.dtype
-    if hooked or not same or torch.is_autocast_enabled(x.device.type):
+    replica = A is None or B is None  # of `DataParallel`: it has them as plain attributes
+    if replica or hooked or not x.dtype is y.dtype is A.dtype:
+        return delta(x, y)  # type: ignore[no-any-return]
+    if torch.is_autocast_enabled(x.device.type):
         return delta(x, y)  # type: ignore[no-any-return]
     return torch.add(y, F.linear(F.linear(x, A), B), alpha=delta.scaling)
-
-
-def _weight(module: nn.Module) -> Any:
-    """Return the weight, past torch's look-up; a replica of `DataParallel` has it as a plain attribute."""
-    found = module._parameters.get("weight")
-    return module.weight if found is None else found
 
 
 FUSED[LoRALinear] = fused_lora

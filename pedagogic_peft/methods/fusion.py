@@ -43,6 +43,15 @@ class AdapterFusion(Method):
 
     Raises:
         ValueError: no list of names, or an empty one, or a name twice.
+
+    Example:
+        >>> from pedagogic_peft import AdapterFusion, BottleneckAdapter, attach, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> for name in ("tale", "shout"):  # two adapters, which were trained before
+        ...     model = attach(model, BottleneckAdapter(bottleneck_size=8), name)
+        >>> model = attach(model, AdapterFusion(["tale", "shout"]), "both")
+        >>> [name for name, p in model.named_parameters() if p.requires_grad and "both" in name][:1]
+        ['model.layers.0.mlp.down_proj.deltas.both.query.weight']
     """
 
     peft = Peft("ADAPTER_FUSION")

@@ -40,6 +40,12 @@ class IA3(Method):
 
     Raises:
         ValueError: a value is of the wrong type; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import IA3, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, IA3())))
+        trainable: 448 of 76,624 (0.58 %)
     """
 
     peft = Peft("IA3", tensor="ia3_l", ignored="init_ia3_weights")

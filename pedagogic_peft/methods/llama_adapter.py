@@ -41,6 +41,12 @@ class LlamaAdapter(Method):
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import LlamaAdapter, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, LlamaAdapter(adapter_len=5, adapter_layers=1))))
+        trainable: 248 of 76,424 (0.32 %)
     """
 
     peft = Peft("LLAMA_ADAPTER")

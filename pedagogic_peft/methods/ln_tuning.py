@@ -34,6 +34,12 @@ class LNTuning(Method):
 
     Raises:
         ValueError: a value is of the wrong type; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import LNTuning, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, LNTuning())))
+        trainable: 240 of 76,656 (0.31 %)
     """
 
     peft = Peft("LN_TUNING", tensor=r"ln_tuning_layers\.weight")

@@ -67,6 +67,12 @@ class LoHa(Products):
 
     r is the rank of both B_1 A_1 and B_2 A_2. ΔW is formed in every forward pass, in training and
     unmerged inference: (d_out, d_in) numbers for each map.
+
+    Example:
+        >>> from pedagogic_peft import LoHa, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, LoHa(r=4))))
+        trainable: 3,072 of 79,248 (3.88 %)
     """
 
     peft = Peft("LOHA", tensor="hada_w1_a", ignored="init_weights use_effective_conv2d")

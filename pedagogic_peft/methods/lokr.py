@@ -44,6 +44,12 @@ class LoKr(Products):
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import LoKr, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, LoKr(r=4))))
+        trainable: 400 of 76,576 (0.52 %)
     """
 
     peft = Peft("LOKR", tensor=r"lokr_w2|lokr_w2_a", ignored="init_weights use_effective_conv2d")

@@ -219,6 +219,12 @@ class LoRA(Method):
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, LoRA(r=4, target_modules=["q_proj", "v_proj"]))))
+        trainable: 1,536 of 77,712 (1.98 %)
     """
 
     peft = Peft(

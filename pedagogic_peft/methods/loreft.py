@@ -45,6 +45,12 @@ class LoReFT(Method):
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import LoReFT, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, LoReFT(r=4))))
+        trainable: 776 of 76,952 (1.01 %)
     """
 
     peft = Peft("LOREFT")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import own_deltas
-from pedagogic_peft.core.sites import View, deltas_of
+from pedagogic_peft.core.sites import Model, View, deltas_of
 from pedagogic_peft.core.targets import Names, shortest_names
 from pedagogic_peft.core.verbs import adaptations_of, check_can_attach, install
 from pedagogic_peft.methods.lora import LoRA
@@ -36,7 +36,7 @@ HOW = ["cat", "svd", *RULES, "ties_svd", "dare_linear_svd", "dare_ties_svd"]
 
 
 def combine(
-    model: nn.Module,
+    model: Model,
     names: Names,
     weights: Sequence[float] | None = None,
     name: str = "combined",
@@ -45,7 +45,7 @@ def combine(
     rank: int | None = None,
     density: float | None = None,
     seed: int = 0,
-) -> nn.Module:
+) -> Model:
     """Attach a new LoRA made of others, by the ways of PEFT's ``add_weighted_adapter``.
 
     It is the only active one and can be trained; the others stay. For the mean of any method's
@@ -72,6 +72,13 @@ def combine(
             "dare" of different ranks; more than one has trained the same module in full; the new name
             is taken.
         RuntimeError: an adaptation is merged.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, combine, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> for name in ("tale", "shout"):  # two LoRAs, which were trained before
+        ...     model = attach(model, LoRA(r=4), name)
+        >>> model = combine(model, ["tale", "shout"], weights=[0.7, 0.3], name="both", how="svd")
     """
     view, w = check_can_attach(model, name), weights or [1 / max(len(names), 1)] * len(names)
     methods: dict[str, Any] = adaptations_of(model, *validation.names("names", names)).methods
@@ -100,7 +107,8 @@ def combine(
         if len({len(one.A) for one in here}) > 1 and not (is_cut or how == "cat"):
             raise ValueError(f"how={how!r}: the ranks at {path!r} differ; cat and svd allow that")
         factors[path] = _factors(here, how, most, add)
-    return _installed(view, names, name, factors)
+    _installed(view, names, name, factors)
+    return model
 
 
 class _Change:

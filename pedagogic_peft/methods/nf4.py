@@ -18,18 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
-from pedagogic_peft.core.sites import View, replace_modules, sites
+from pedagogic_peft.core.sites import Model, View, replace_modules, sites
 from pedagogic_peft.core.targets import Targets, find_targets, is_conv1d, refuse_ignored
 
 ABSMAX_BLOCK = 256  # blocks whose absmax are quantised together
 
 
 def quantize_nf4(
-    model: nn.Module,
+    model: Model,
     target_modules: Targets = None,
     block_size: int = 64,
     double_quant: bool = True,
-) -> nn.Module:
+) -> Model:
     """Replace linear maps by `NF4Linear`, in place.
 
     A weight then takes 4 + 8/64 + 32/(64·256) = 4.127 bits, or 4 + 32/64 = 4.5 without double
@@ -49,6 +49,14 @@ def quantize_nf4(
     Raises:
         ValueError: nothing matches; a weight is not floating-point or not finite; a bad block size.
         RuntimeError: the model carries adaptations.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base, model_bytes, quantize_nf4
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> before = model_bytes(model)
+        >>> model = attach(quantize_nf4(model), LoRA(r=4))  # QLoRA
+        >>> model_bytes(model) < before
+        True
     """
     even = validation.count("block_size", block_size) % 2 == 0
     validation.expect(
@@ -71,11 +79,18 @@ def quantize_nf4(
     return model
 
 
-def dequantize_nf4(model: nn.Module) -> nn.Module:
+def dequantize_nf4(model: Model) -> Model:
     """Replace every `NF4Linear` by the ordinary linear map that computes the same, in place.
 
     Raises:
         RuntimeError: the model carries adaptations.
+
+    Example:
+        >>> from pedagogic_peft import dequantize_nf4, load_base, quantize_nf4
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = dequantize_nf4(quantize_nf4(model))
+        >>> type(model.model.layers[0].self_attn.q_proj).__name__
+        'Linear'
     """
     view = View(model)
     _refuse_adapted(view)

@@ -49,6 +49,12 @@ class OFT(Method):
     Raises:
         ValueError: a value is of the wrong type or out of range, or r and oft_block_size are both given
             or both 0; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import OFT, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, OFT(oft_block_size=8))))
+        trainable: 672 of 76,848 (0.87 %)
     """
 
     peft = Peft("OFT", tensor=r"oft_R\.weight", ignored="eps init_weights")

@@ -93,6 +93,12 @@ class PiSSA(LoRA):
 
     Raises:
         ValueError: as `LoRA`; when attached, a weight is packed, as by bitsandbytes.
+
+    Example:
+        >>> from pedagogic_peft import PiSSA, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, PiSSA(r=4))))
+        trainable: 1,536 of 77,712 (1.98 %)
     """
 
     peft = replace(LoRA.peft, flag="pissa")

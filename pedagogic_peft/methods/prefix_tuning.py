@@ -78,6 +78,12 @@ class PrefixTuning(Method):
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import PrefixTuning, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, PrefixTuning(num_virtual_tokens=5))))
+        trainable: 960 of 77,136 (1.24 %)
     """
 
     peft = Peft("PREFIX_TUNING", unsaved="init", ignored=SIZES)

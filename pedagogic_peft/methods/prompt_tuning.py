@@ -141,6 +141,12 @@ class PromptTuning(PromptMethod):
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import PromptTuning, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, PromptTuning(num_virtual_tokens=5))))
+        trainable: 240 of 76,416 (0.31 %)
     """
 
     peft = Peft("PROMPT_TUNING", unsaved="init", ignored=SIZES + TEXT)
@@ -175,6 +181,12 @@ class PTuning(PromptMethod):
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import PTuning, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, PTuning(num_virtual_tokens=5))))
+        trainable: 7,296 of 83,472 (8.74 %)
     """
 
     peft = Peft("P_TUNING", ignored=SIZES)

@@ -39,6 +39,12 @@ class VeRA(Method):
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> from pedagogic_peft import VeRA, attach, count_parameters, load_base
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> print(count_parameters(attach(model, VeRA(r=16))))
+        trainable: 256 of 76,432 (0.33 %)
     """
 
     peft = Peft(

@@ -71,6 +71,13 @@ def check_method(
         TypeError: it is no method.
         ValueError: an unknown name of a model, a check or a start.
         MethodFails: with ``raise_if_failed``, if something fails.
+
+    Example:
+        >>> from pedagogic_peft import IA3
+        >>> from pedagogic_peft.testing import check_method
+        >>> report = check_method(IA3(), models=["llama"])
+        >>> report.ok
+        True
     """
     _check_names("models", models, ARCHITECTURES)
     _check_names("refuses", refuses, ARCHITECTURES)

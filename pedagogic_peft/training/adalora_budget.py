@@ -35,6 +35,18 @@ class AdaLoRABudget:
 
     Raises:
         ValueError: no such adaptation, one of another method, or no step between tinit and tfinal.
+
+    Example:
+        >>> from pedagogic_peft import AdaLoRA, AdaLoRABudget, attach, load_base, train
+        >>> from pedagogic_peft.course.pocket import tasks
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> model = attach(model, AdaLoRA(init_r=4, target_r=2))
+        >>> examples = tasks.encode(tokenizer, tasks.sentiment(8, seed=0))
+        >>> budget = AdaLoRABudget(model, total_steps=4)
+        >>> hooks = {"before_step": budget.before_step, "after_step": budget.after_step}
+        >>> history = train(model, examples, steps=4, progress=False, **hooks)
+        >>> sum(int(kept.sum()) for kept in budget.kept)  # of 4 * 4 triplets
+        8
     """
 
     def __init__(self, model: nn.Module, total_steps: int, name: str | None = None):

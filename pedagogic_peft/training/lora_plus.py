@@ -39,6 +39,15 @@ def lora_plus_groups(
 
     Raises:
         ValueError: the model has no LoRA that is trained; a value is out of range.
+
+    Example:
+        >>> import torch
+        >>> from pedagogic_peft import LoRA, attach, load_base, lora_plus_groups
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> groups = lora_plus_groups(attach(model, LoRA(r=4)), lr=2e-4)
+        >>> [group["lr"] for group in groups]
+        [0.0002, 0.0032]
+        >>> optimizer = torch.optim.AdamW(groups)  # for train(..., optimizer=optimizer)
     """
     validation.positive("lr", lr)
     validation.positive("ratio", ratio)

@@ -97,6 +97,16 @@ def train(
         FloatingPointError: the loss is not finite, or a parameter when the state is to be stored;
             the checkpoint is then the last one that was good.
         OSError: the checkpoint could not be written; the one before is whole.
+
+    Example:
+        >>> from pedagogic_peft import LoRA, attach, load_base, train
+        >>> from pedagogic_peft.course.pocket import tasks
+        >>> model, tokenizer = load_base("pocket-gpt-tiny")
+        >>> examples = tasks.encode(tokenizer, tasks.sentiment(64, seed=0))
+        >>> model = attach(model, LoRA(r=4))
+        >>> history = train(model, examples, steps=3, lr=1e-2, batch_size=8, progress=False)
+        >>> history.column("step")
+        [1, 2, 3]
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

@@ -27,6 +27,7 @@ from pedagogic_peft.course.experiments import learned_and_kept, lora_family, lor
 ROOT = Path(__file__).parents[2]
 CHAPTERS = ROOT / "chapters"
 PAGES = [f"02_lora/{path.stem}" for path in sorted((CHAPTERS / "02_lora").glob("*.ipynb"))] + [
+    "01_introduction/train_a_little",
     "03_adapters/bottleneck",
     "03_adapters/write_your_own",
     "04_soft_prompts/prompt_tuning",
@@ -37,17 +38,25 @@ PAGES = [f"02_lora/{path.stem}" for path in sorted((CHAPTERS / "02_lora").glob("
 ]
 # Not the pages on adapters that ship trained for pocket-gpt (one_base_many_tasks, composing), on a
 # comparison stored for it (adapter_family), and on what its pretraining held (what_prompts_cannot_do).
-BASES = {  # or gpt2
-    "02_lora/lora_beyond_text": "vit",
-    "02_lora/lora_from_scratch": "qwen2",  # its own LoRA is for nn.Linear, which GPT-2 has not
-    "06_practice/with_hugging_face": "qwen2",
+BASES = {  # or llama, which most of today's models are like: wide, bfloat16, with fewer keys than queries
+    "02_lora/lora_beyond_text": ["vit"],
+    "02_lora/lora_family": ["gpt2"],  # hundreds of trainings, so a narrow one
+    "02_lora/why_low_rank": ["gpt2"],
+    "03_adapters/bottleneck": ["llama", "gpt2"],
+    "04_soft_prompts/prompt_tuning": ["llama", "gpt2"],
+    "07_conclusion/conclusion": ["gpt2"],
+}
+SAID = {  # of the runs that are stored for pocket-gpt alone
+    "03_adapters/bottleneck": "The stored runs adapted pocket-gpt, not",
+    "04_soft_prompts/prompt_tuning": "Stored runs of pocket-gpt, not of",
+    "04_soft_prompts/prefix_tuning": "Stored runs of pocket-gpt, not of",
 }
 WORDS = "the film was long but not dull , a warm tale of bread and two old friends".split()
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A folder with a GPT-2, a Qwen2, a ViT, and data under the names of the real ones."""
+    """A folder with a GPT-2, a Llama, a ViT, and data under the names of the real ones."""
     root = tmp_path_factory.mktemp("hub")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", *letters])}
@@ -56,7 +65,8 @@ def hub(tmp_path_factory):
     end = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **end)
     tokenizer.save_pretrained(root / "gpt2")
-    tokenizer.save_pretrained(root / "qwen2")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.save_pretrained(root / "llama")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=len(vocabulary), n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
@@ -65,18 +75,18 @@ def hub(tmp_path_factory):
     config.activation_function = "gelu_pytorch_tanh"
     config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = 0.0
     transformers.GPT2LMHeadModel(config).save_pretrained(root / "gpt2")
-    qwen2 = transformers.Qwen2Config(
+    llama = transformers.LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=384,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.2,  # or so narrow a model hardly moves
+        num_attention_heads=6,
+        num_key_value_heads=2,
         bos_token_id=0,
         eos_token_id=0,
     )
-    transformers.Qwen2ForCausalLM(qwen2).save_pretrained(root / "qwen2")
+    wide = transformers.LlamaForCausalLM(llama).to(torch.bfloat16)
+    wide.save_pretrained(root / "llama")
     vit = transformers.ViTConfig(
         hidden_size=32,
         intermediate_size=16,
@@ -161,16 +171,18 @@ def few_steps(hub, records, monkeypatch, tmp_path):
     monkeypatch.setattr(plt, "show", plt.close)
 
 
-def page(name):
-    """The pages that read the same records are run by one process, if there are several."""
-    same = name in ("02_lora/lora_family", "07_conclusion/conclusion")
-    marks = [pytest.mark.xdist_group("the records of chapter 2")] if same else []
-    return pytest.param(name, marks=marks)
+def cases():
+    """Yield each page with each of its bases; pages that read the same records run in one process."""
+    for name in PAGES:
+        same = name in ("02_lora/lora_family", "07_conclusion/conclusion")
+        marks = [pytest.mark.xdist_group("the records of chapter 2")] if same else []
+        for base in BASES.get(name, ["llama"]):
+            yield pytest.param(name, base, marks=marks, id=f"{name}-{base}")
 
 
-@pytest.mark.parametrize("name", [page(name) for name in PAGES])
-def test_a_page_runs_on_another_base(name, hub, few_steps, monkeypatch):
-    base = hub / BASES.get(name, "gpt2")
+@pytest.mark.parametrize("name, kind", cases())
+def test_a_page_runs_on_another_base(name, kind, hub, few_steps, monkeypatch, capsys):
+    base = hub / kind
     cells = json.loads((CHAPTERS / f"{name}.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     switched, main = 0, types.ModuleType("__main__")
@@ -180,4 +192,7 @@ def test_a_page_runs_on_another_base(name, hub, few_steps, monkeypatch):
         switched += found
         plain = source.replace("%pip", "pass  #").replace("!git", "pass  #")
         exec(compile(plain, name, "exec"), vars(main))
+        if found and isinstance(loaded := vars(main).get("base"), torch.nn.Module):
+            assert loaded.dtype == torch.float32, "in bfloat16 full fine-tuning hardly moves"
     assert switched == 1, "one variable, and nothing else, changes the base"
+    assert SAID.get(name, "") in capsys.readouterr().out

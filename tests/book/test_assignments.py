@@ -114,6 +114,18 @@ def test_a_wrong_answer_loses_its_points_with_its_hint(case, packages):
     assert any(patch["hint"] in hint for hint in hints), hints
 
 
+def test_a_start_other_than_the_paper_s_is_right_too(packages):
+    """A zero and B random computes what the map computes, and learns: no point is lost."""
+    old = "torch.randn(r, linear.in_features) / math.sqrt(linear.in_features)"
+    other = {
+        "old": "self.B = nn.Parameter(torch.zeros(",
+        "new": "self.B = nn.Parameter(torch.randn(",
+    }
+    patch = {"old": old, "new": "torch.zeros(r, linear.in_features)", "and": [other]}
+    points, hints = run(patched("lora", patch), packages["lora"])
+    assert points == full(packages["lora"]), hints
+
+
 @pytest.mark.parametrize("name", [m.stem for m in MASTERS])
 def test_there_are_enough_wrong_answers(name):
     assert sum(assignment == name for assignment, _ in WRONG.values()) >= 6

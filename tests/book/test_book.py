@@ -58,7 +58,9 @@ def load_tool(name: str):
 def test_every_file_names_the_address_in_the_configuration():
     tool = load_tool("address")
     repository, site = tool.addresses()
-    ours = re.compile(r"https?://(?:github\.com/[\w-]+|[\w-]+\.github\.io)/pedagogic-peft\b")
+    # Of any owner, by the book's first name or by its present one.
+    names = "|".join({"pedagogic-peft", re.escape(repository.rpartition("/")[2])})
+    ours = re.compile(rf"https?://(?:github\.com/[\w-]+|[\w-]+\.github\.io)/(?:{names})(?![\w-])")
     named = 0
     for path in tool.files():
         for found in ours.findall(path.read_text(encoding="utf-8")):
@@ -86,6 +88,60 @@ def test_the_book_moves_to_another_address_by_one_command(tmp_path):
         "source": "git+https://github.com/me/our-book@v1",
         "read": "https://me.github.io/our-book/book/index.html",
     }
+
+
+def test_the_pages_can_install_from_pypi_by_name_and_from_git_again(tmp_path):
+    tool = load_tool("address")
+    repository, _ = tool.addresses()
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    for path in [*tool.files()]:
+        if path.suffix in (".ipynb", ".md") and "pip install" in path.read_text(encoding="utf-8"):
+            copy = tmp_path / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    before = {path: path.read_text() for path in tool.files(tmp_path)}
+    page = tmp_path / "chapters" / "06_practice" / "scaling_out.ipynb"
+    assert f"notebooks,hub] @ git+{repository}" in page.read_text()
+    tool.install_from("pypi", tmp_path)
+    assert r"%pip install -q \"pedagogic-peft[notebooks,hub]\"" in page.read_text()
+    clones = f"git+{repository}"
+    assert not [path for path in before if clones in path.read_text()]
+    tool.install_from("git", tmp_path)
+    assert {path: path.read_text() for path in before} == before
+
+
+def test_a_placeholder_for_an_address_is_refused_with_the_command_that_helps(tmp_path):
+    tool = load_tool("address")
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    tool.move(
+        ("https://github.com/example/pedagogic-peft", "https://example.github.io/x"), tmp_path
+    )
+    with pytest.raises(SystemExit, match="make address REPOSITORY=https://github.com/OWNER/NAME"):
+        tool.check(tmp_path)
+    tool.move(("https://github.com/me/our-book", "https://me.github.io/our-book"), tmp_path)
+    tool.check(tmp_path)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("publish", "release"):
+        assert re.search(rf"^{target}: check-address", makefile, re.MULTILINE)
+
+
+def test_every_file_of_the_package_would_be_in_the_wheel():
+    """Of what setuptools takes: `make release` looks into the wheel itself."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = ["**/*.py", *project["tool"]["setuptools"]["package-data"]["pedagogic_peft"]]
+    package = ROOT / "pedagogic_peft"
+    taken = {path for pattern in patterns for path in package.glob(pattern)}
+    listed = ["git", "ls-files", "pedagogic_peft"]
+    known = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {name for name in known.split() if ROOT / name not in taken}
+
+
+def test_a_repositorys_address_is_written_without_its_ending():
+    """Colab, and the links to files, want it so."""
+    given = ["https://github.com/me/our-book.git", "https://me.github.io/our-book/"]
+    assert load_tool("address").bare(given) == (given[0][:-4], given[1][:-1])
 
 
 def test_no_file_names_a_folder_of_one_machine():
@@ -155,3 +211,19 @@ def test_every_method_has_an_entry_and_a_row_in_the_reference():
                 rf"automodule:: {module}\n +:members: .*\b{name}\b", "".join(pages.values())
             )
             assert f"{module}.{name}`" in pages["index"], name
+
+
+def test_what_the_landing_page_says_was_measured_is_printed_by_the_page_it_links():
+    text = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    lines = re.search(r":::\{div\} results\n(.*?)\n:::", text, re.DOTALL).group(1).split("\n* ")
+    assert len(lines) == 3
+    for line in lines:
+        said, link, measured = re.fullmatch(r"(.*?\()(\S+\.ipynb)(\).*)", line, re.DOTALL).groups()
+        cells = json.loads((ROOT / "book" / link).read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        printed = "".join(
+            "".join(output.get("text", output.get("data", {}).get("text/markdown", "")))
+            for output in outputs
+        )
+        numbers = re.findall(r"[+-]?\d[\d,.]*\d|\b\d\b", re.sub(r"GPT-3|7B", "", said + measured))
+        assert numbers and all(number in printed for number in numbers), (line, numbers)

@@ -19,7 +19,13 @@ WORDS = ("agrees", "disagrees", "undecided", "cannot be tested here")
 TYPED = re.compile(r"\|\s*(agrees\??|verdicts?|holds\??|confirmed\??|true\?)\s*\|", re.IGNORECASE)
 HAND_MADE = {"Verdict", "Difference", "AGREES", "DISAGREES", "UNDECIDED", "CANNOT_BE_TESTED"}
 NUMBER = re.compile(r"(?<![\w.,–/-])(\d+(?:,\d{3})*(?:\.\d+)?)(?!\w|[.,]\d)")
+SCORES = {"test", "val", "val_loss", "accuracy", "kept", "loss"}  # of a stored run
+SCORERS = {"word_accuracy", "loss_per_token", "exact_match", "style_accuracy", "scores", "gain"}
+JUDGED = {"paired", "interval", "verdict"}  # what has become a difference with its interval
 PRINTED = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+FEWEST_SEEDS = (
+    3  # of a number; which of two is better needs five, and `evidence.verdict` sees to it
+)
 COUNTED = 12  # whole numbers up to this are counts, exercises and pages
 SCALES = (1, 100, 1e-2, 1e-3, 1e-6, 1e-9)  # per cent, and thousands, millions, billions
 
@@ -80,6 +86,64 @@ def test_no_verdict_is_typed(cells):
                 inside = [n for argument in node.args[:1] for n in ast.walk(argument)]
                 measured = any(isinstance(n, ast.Name) for n in inside)
                 assert measured, f"{ast.unparse(node)} depends on no measurement"
+
+
+def test_no_difference_of_fewer_than_three_seeds_is_asked_for(cells):
+    """Nor one whose least number of seeds is computed, for it follows whatever is there."""
+    for cell, tree in code_of(cells):
+        if cell["metadata"].get("library"):
+            continue
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if name_of(call) == "paired":
+                fewest = [k.value for k in call.keywords if k.arg == "fewest"] + call.args[3:4]
+                assert all(
+                    isinstance(f, ast.Constant) and f.value >= FEWEST_SEEDS for f in fewest
+                ), f"{ast.unparse(call)}: fewest is a number, at least {FEWEST_SEEDS}"
+
+
+def test_an_order_of_scores_is_not_judged_as_an_exact_thing(cells):
+    """`holds` is for counts and equal tensors: which score is higher needs five seeds and an interval."""
+    for _, tree in code_of(cells):
+        scores = names_of_scores(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and name_of(node) == "holds":
+                for order in (n for n in ast.walk(node) if isinstance(n, ast.Compare)):
+                    ordered = any(
+                        isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in order.ops
+                    )
+                    assert not (ordered and is_score(order, scores)), (
+                        f"{ast.unparse(node)}: judge an order of scores by verdict(paired(...))"
+                    )
+
+
+def name_of(call: ast.Call) -> str | None:
+    return getattr(call.func, "id", getattr(call.func, "attr", None))
+
+
+def names_of_scores(tree: ast.AST) -> set[str]:
+    """Return the names to which a cell gives scores of a training."""
+    found: set[str] = set()
+    assigned = [
+        n for n in ast.walk(tree) if isinstance(n, ast.Assign | ast.AnnAssign | ast.AugAssign)
+    ]
+    for _ in assigned:  # as often as one may hang on another
+        for node in assigned:
+            if node.value is not None and is_score(node.value, found):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+    return found
+
+
+def is_score(node: ast.AST, names: set[str]) -> bool:
+    """Tell whether an expression holds a score that no interval stands behind."""
+    if isinstance(node, ast.Call) and name_of(node) in JUDGED | SCORERS:
+        return name_of(node) in SCORERS
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        if node.slice.value in SCORES:
+            return True
+    if isinstance(node, ast.Name):
+        return node.id in names
+    return any(is_score(child, names) for child in ast.iter_child_nodes(node))
 
 
 def test_no_paper_is_refuted_under_other_conditions(cells):

@@ -54,6 +54,46 @@ def test_a_paper_is_not_refuted_by_another_size():
     check([code("claims_table(rows)", REFUTED.replace("{cite}`lester2021prompt`", ""))])
 
 
+@pytest.mark.parametrize("asked", ["fewest=2", "fewest=1", "fewest=n", "fewest=len(a)", "2, 1"])
+def test_a_difference_of_one_or_two_seeds_is_refused(asked):
+    check = checks.test_no_difference_of_fewer_than_three_seeds_is_asked_for
+    with pytest.raises(AssertionError, match="at least 3"):
+        check([code(f"found = evidence.paired(a, b, {asked})")])
+
+
+@pytest.mark.parametrize("asked", ["a, b", "*both, 3", "a, b, comparisons=2, fewest=3"])
+def test_a_difference_of_three_seeds_passes(asked):
+    checks.test_no_difference_of_fewer_than_three_seeds_is_asked_for(
+        [code(f"found = paired({asked})")]
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "word = holds(runs[0]['test'] > runs[1]['test'])",
+        "a, b = one['val'], other['val']\nword = holds(a >= b)",
+        "a = tasks.word_accuracy(model, tokenizer, reviews)\nb = 100 * a\nword = evidence.holds(b > 80)",
+        "word = holds(min(scores(records, 'style', 'LoRA').values()) > 0.5)",
+    ],
+)
+def test_an_order_of_scores_is_no_exact_thing(source):
+    with pytest.raises(AssertionError, match="verdict"):
+        checks.test_an_order_of_scores_is_not_judged_as_an_exact_thing([code(source)])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "word = holds(kept < whole / 100)",
+        "back = tasks.word_accuracy(base, tokenizer, questions)\nword = holds(back == before)",
+        "d = paired(a['test'], b['test'])\nword = holds(d.seeds > 4)",
+    ],
+)
+def test_an_exact_thing_passes(source):
+    checks.test_an_order_of_scores_is_not_judged_as_an_exact_thing([code(source)])
+
+
 def judged(folder, *cells):
     path = folder / "page.ipynb"
     path.write_text(json.dumps({"cells": list(cells)}), encoding="utf-8")

@@ -38,8 +38,13 @@ def gate(folder: Path, notebook: dict) -> subprocess.CompletedProcess:
     folder.mkdir(exist_ok=True)
     (folder / "page.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     shutil.copy(ROOT / "chapters" / "conftest.py", folder)
+    return make("gate", folder)
+
+
+def make(target: str, folder: Path) -> subprocess.CompletedProcess:
+    """Judge a folder of notebooks."""
     report = folder.parent / "report.xml"  # not the one that the site's status page shows
-    command = ["make", "gate", f"CHAPTERS={folder}", f"BIN={Path(sys.executable).parent}"]
+    command = ["make", target, f"CHAPTERS={folder}", f"BIN={Path(sys.executable).parent}"]
     command += ["JOBS=0", f"REPORT={report}"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MAKE", "MFLAGS"))}
     return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300)
@@ -127,6 +132,45 @@ def test_the_gate_stops_a_page_of_the_book_with_one_changed_output(tmp_path):
     judged = gate(tmp_path / "chapters", notebook)
     assert judged.returncode != 0
     assert "Cell outputs differ" in judged.stdout
+
+
+PLANTED = {  # what is planted into a copy of a page: (a text of its code, what stands there then)
+    "a typed verdict": ("06_practice/evaluating", "holds(smallest[3] > 0.05)", '"agrees"'),
+    "one seed": ("05_comparison/forgetting", "comparisons=2)", "comparisons=2, fewest=1)"),
+    "one score above another": (
+        "05_comparison/claims",
+        "Markdown(claims_table(rows))",
+        "word = holds(runs(records, 'style', 'LoRA')[0]['test'] > 0.5)",
+    ),
+    "an edge that nobody names": ("06_practice/tuning", "edge", "end"),
+}
+REFUSED = {
+    "a typed verdict": "'agrees' is typed",
+    "one seed": "fewest is a number, at least 3",
+    "one score above another": "judge an order of scores by verdict",
+    "an edge that nobody names": "best rates of tuning at an edge, and the page does not say so",
+}
+
+
+def test_the_gate_stops_claims_that_are_planted_into_copies_of_pages(tmp_path):
+    folder = tmp_path / "chapters"
+    for page, text, planted in PLANTED.values():
+        copy = folder / f"{page}.ipynb"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        notebook = json.loads((ROOT / "chapters" / copy.relative_to(folder)).read_text("utf-8"))
+        cells = [
+            c
+            for c in notebook["cells"]
+            if c["cell_type"] == "code" and text in "".join(c["source"])
+        ]
+        assert cells, f"{page} has no {text!r} any more: plant elsewhere"
+        for cell in cells:
+            cell["source"] = "".join(cell["source"]).replace(text, planted)
+        copy.write_text(json.dumps(notebook), encoding="utf-8")
+    judged = make("gate-pages", folder)
+    assert judged.returncode != 0
+    for name, message in REFUSED.items():
+        assert message in judged.stdout, name
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)

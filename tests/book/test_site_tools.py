@@ -12,6 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 TOOLS = Path(__file__).parents[2] / "book" / "tools"
+sys.path.insert(0, str(TOOLS))  # they use each other
 
 
 def load(name: str):
@@ -122,21 +123,30 @@ def test_a_figure_waits():
 
 
 def test_a_figure_that_moves_gets_a_caption_that_is_numbered():
+    from types import SimpleNamespace
+
     from docutils import nodes
     from docutils.utils import new_document
 
     tool, page = load("moving_figures"), new_document("page")
-    start = '<figure class="explorable" data-figure="fig-1">'
+    site, epub = (SimpleNamespace(builder=SimpleNamespace(name=name)) for name in ("html", "epub"))
     stage = '<div class="stage" role="img" aria-label="What it shows."></div>'
-    for caption in ("<figcaption>A &amp; B.</figcaption>\n", ""):
+    for name, caption in (("fig-1", "<figcaption>A &amp; B.</figcaption>\n"), ("fig-2", "")):
+        start = f'<figure class="explorable" data-figure="{name}">'
         bundle = nodes.container(nb_element="mime_bundle")
         bundle += nodes.raw("", f"{start}{stage}{caption}</figure>", format="html")
+        bundle += nodes.image(uri="still.png")
         page += bundle
     page += nodes.container("", nodes.raw("", "<table></table>"), nb_element="mime_bundle")
-    tool.number(None, page)
+    print_page = page.deepcopy()
+    tool.number(site, page)
     figures = list(page.findall(nodes.figure))
     assert [figure[-1].astext() for figure in figures] == ["A & B.", "What it shows."]
     assert all(figure["ids"] and "figcaption" not in figure[0].astext() for figure in figures)
+    assert all(figure[1]["alt"] == "What it shows." for figure in figures), "no still"
+    tool.number(epub, print_page)
+    figures = list(print_page.findall(nodes.figure))
+    assert [len(figure) for figure in figures] == [2, 2], "only a picture and its caption"
 
 
 def test_the_sites_address_leads_on(tmp_path):
@@ -194,3 +204,98 @@ def test_the_status_page_names_pages_that_take_too_long():
     assert "within the 10 minutes" in costs({"a": quick}) and "No page" in costs({"a": quick})
     assert costs({"a": quick, "b": slow}).endswith("Longer than 60 s: b.")
     assert "over the 10 minutes" in costs({str(i): slow for i in range(14)})
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("import copy\nfrom torch import nn\n\nuse_style()", "setup"),
+        (
+            "try:\n    import pedagogic_peft\nexcept ModuleNotFoundError:\n    %pip install -q x",
+            "setup",
+        ),
+        ("import peft\n\nmodel = peft.get_peft_model(base, config)\nprint(model(x))", None),
+        ("fig, ax = plt.subplots()\nax.plot(x)\nplt.show()", "figure"),
+        (
+            "U, S, V = svd(W)\nshare = S.cumsum(0) / S.sum()\nassert share[7] > 0.9\nplt.plot(share)",
+            None,
+        ),
+        ("bars_explorable(\n    slider, bars,\n)", "figure"),
+        ("rows = [1]\nMarkdown(claims_table(rows))", "table"),
+        ('SCRIPT = """\nconst a = 1;\nconst b = 2;\nreturn a;\n"""', "script"),
+        ("def norm(x, axis):\n    return x.sum(axis)", None),
+    ],
+)
+def test_what_a_cell_does_is_read_off_its_statements(source, kind):
+    assert load("folds").kind_of(source) == kind
+
+
+def test_set_up_is_one_fold_and_a_class_of_the_library_stays_open():
+    def code(source, **metadata):
+        return {"cell_type": "code", "source": source, "metadata": metadata, "outputs": []}
+
+    cells = [code("import a"), code("import b"), code("import c", library="m.C"), code("x = 1")]
+    made = load("folds").fold(cells)
+    assert [cell["source"] for cell in made] == ["import a\n\nimport b", "import c", "x = 1"]
+    assert [cell["metadata"].get("tags") for cell in made] == [["hide-input"], None, None]
+    assert made[0]["metadata"]["mystnb"]["code_prompt_show"] == "Show the imports and the set-up"
+
+
+def test_a_printed_table_keeps_its_columns_and_a_line_may_wrap():
+    outputs = load("outputs")
+    start = (
+        '<div class="output stream highlight-myst-ansi notranslate"><div class="highlight"><pre>'
+    )
+    table = outputs.PRINTED.sub(outputs.dress, f"{start}<span></span>a   1\nbb  22\n</pre>")
+    assert "columns" in table and "--letters: 6" in table
+    lines = outputs.PRINTED.sub(outputs.dress, f"{start}<span></span>one &lt; two\n\nthree\n</pre>")
+    assert lines.count('<span class="l">') == 3 and "columns" not in lines
+
+
+def test_a_page_is_described_by_its_first_paragraph():
+    from docutils import nodes
+    from docutils.utils import new_document
+
+    page = new_document("page")
+    page += nodes.paragraph("", "About 9 minutes to read.", classes=["reading-time"])
+    page += nodes.paragraph("", "", nodes.strong("", "After this page\nyou can set "))
+    page[-1] += nodes.math("", r"\alpha")
+    assert load("describe").described(page, 300) == "After this page you can set α"
+    assert load("describe").described(page, 20) == "After this page you …"
+
+
+def test_numbers_of_figures_start_anew_on_every_page():
+    from types import SimpleNamespace
+
+    given = {"a": {"figure": {"f": (8,), "g": (9,)}}, "b": {"displaymath": {"e": (5,)}}, "c": {}}
+    titles = {"a": "2.2 LoRA", "b": None, "c": "7 Conclusion"}
+    site_map = {page: SimpleNamespace(title=title) for page, title in titles.items()}
+    app = SimpleNamespace(config=SimpleNamespace(external_site_map=site_map))
+    load("page_numbers").number_by_page(app, SimpleNamespace(toc_fignumbers=given))
+    assert given["a"]["figure"] == {"f": (2, 2, 1), "g": (2, 2, 2)}
+    assert given["b"]["displaymath"] == {"e": (1,)}
+
+
+def test_cards_hold_terms_papers_and_equations_without_links():
+    cards_of = load("cards").cards_of
+    term = '<dl><dt id="term-rank">rank<a class="headerlink" href="#">#</a></dt><dd><p>Of <a href="x">BA</a>.</p></dd></dl>'
+    assert cards_of("book/glossary", f"<main>{term}</main>") == {
+        "book/glossary#term-rank": "<p>Of BA.</p>"
+    }
+    paper = '<div class="citation" id="id3"><span class="label">[H]</span><p>Hu.</p></div>'
+    assert cards_of("book/references", f"<main>{paper}</main>") == {
+        "book/references#id3": "<p>Hu.</p>"
+    }
+    formula = '<div class="math" id="equation-lora"><span class="eqno">(1)</span><b>BA</b></div>'
+    assert cards_of("chapters/a", f"<main>{formula}</main>") == {
+        "chapters/a#equation-lora": "<b>BA</b>"
+    }
+
+
+def test_a_page_as_markdown_has_its_code_and_what_it_printed(tmp_path):
+    from nbformat.v4 import new_output
+
+    cell = new_code_cell("print(1)", outputs=[new_output("stream", text="1\n")])
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# A"), cell]), tmp_path / "page.ipynb")
+    made = load("site_files").markdown(tmp_path, "page")
+    assert made == "# A\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n"

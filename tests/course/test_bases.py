@@ -1,5 +1,7 @@
 """`load_base` and the real data: the code that a machine with a network runs, on small files."""
 
+import sys
+
 import pytest
 import torch
 import transformers
@@ -7,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pedagogic_peft import LoRA, attach, load_base, train
 from pedagogic_peft.course.pocket import tasks
+from pedagogic_peft.course.pocket.lessons import REAL
 
 
 @pytest.fixture
@@ -45,6 +48,39 @@ def test_checkpoint_folder_loads_in_evaluation_mode_with_a_pad_token(small_gpt2)
 def test_options_reach_transformers(small_gpt2):
     model, _ = load_base(str(small_gpt2), dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
+
+
+def test_a_bfloat16_checkpoint_is_loaded_in_float32_unless_asked(small_gpt2):
+    load_base(str(small_gpt2), dtype=torch.bfloat16)[0].save_pretrained(small_gpt2)
+    assert load_base(str(small_gpt2))[0].dtype == torch.float32
+    assert load_base(str(small_gpt2), dtype="auto")[0].dtype == torch.bfloat16
+
+
+def test_full_fine_tuning_moves_the_weights_of_a_bfloat16_checkpoint(small_gpt2, small_sst2):
+    """At the lesson's rate for real models; in bfloat16 most updates would be lost in rounding."""
+    data = tasks.film_reviews(3, seed=0, source=str(small_sst2))
+    trained = load_base(str(small_gpt2))[0]
+    for weight in trained.parameters():
+        weight.data *= 20  # pretrained weights are larger than new ones
+    trained.to(torch.bfloat16).save_pretrained(small_gpt2)
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        options = {} if dtype == torch.float32 else {"dtype": dtype}
+        model, tokenizer = load_base(str(small_gpt2), **options)
+        matrices = [p for p in model.parameters() if p.dim() == 2]
+        before = [p.detach().clone() for p in matrices]
+        train(model, tasks.encode(tokenizer, data), steps=3, lr=REAL.lr_full, progress=False)
+        pairs = zip(matrices, before, strict=True)
+        moved[dtype] = torch.cat([(p != q).flatten() for p, q in pairs]).float().mean().item()
+    assert moved[torch.float32] > 3 * moved[torch.bfloat16], moved
+
+
+def test_where_datasets_is_missing_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r"stanfordnlp/sst2.*pip install datasets"):
+        REAL.sentiment(10, 0)
+    with pytest.raises(ModuleNotFoundError, match=r"pedagogic-peft\[hub\]"):
+        REAL.recipes(1, 0)
 
 
 def test_missing_checkpoint_is_an_error_that_names_it():

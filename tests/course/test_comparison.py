@@ -17,9 +17,9 @@ BASES = ("pocket-gpt", "pocket-vit")
 
 
 def quick_run(task, method, rate, seed, n, steps):
-    """Best at 0.1, whatever the seed, the task and the length."""
-    val = -abs(torch.tensor(rate or 1).log10().item() + 1)
-    return {"val": val, "val_loss": -val, "test": 1.0, "kept": seed}
+    """Best at 0.1, whatever the seed, the task and the length; a lower rate keeps more."""
+    val = 1 - 0.4 * abs(torch.tensor(rate).log10().item() + 1) if rate else -10.0
+    return {"val": val, "val_loss": -val, "test": 1.0, "kept": -rate}
 
 
 def test_a_bench_that_was_killed_ends_with_the_same_runs(tmp_path, monkeypatch):
@@ -44,9 +44,15 @@ def test_a_bench_that_was_killed_ends_with_the_same_runs(tmp_path, monkeypatch):
         assert comparison.missing(store.read(path)) == []
     assert found["whole"] == found["killed"]
     records = store.read(path)
-    assert {r["rate"] for r in records if r["seed"] == 4} == {0.1}  # where the score is highest
     long = [r for r in records if r["steps"] > comparison.ALL[r["task"]].steps]
-    assert {(r["rate"], r["seed"]) for r in long} == {(0.1, 0)}
+    assert {(r["rate"], r["seed"]) for r in long} == {(0.1, seed) for seed in (0, 1, 2)}
+    assert comparison.best_rate(records, "style", "LoRA") == 0.1  # where the score is highest
+    tried = {r["rate"] for r in records if (r["task"], r["method"]) == ("style", "LoRA")}
+    gentle = comparison.gentlest_rate(records, "style", "LoRA")
+    assert gentle == min(tried) < 0.1
+    for method, rate in (("LoRA", gentle), ("VeRA", 0.1), ("full", 0.1)):
+        at = comparison.at_rate(records, "style", method, rate)
+        assert [r["seed"] for r in at] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -80,7 +86,35 @@ def test_no_best_rate_of_the_bench_is_at_an_edge_and_every_number_has_five_seeds
             assert set(comparison.scores(records, task, method)) == set(comparison.SEEDS)
             if comparison.ALL[task].long:
                 long = comparison.longer(records, task, method)
-                assert long["steps"] == 3 * comparison.ALL[task].steps
+                assert {r["steps"] for r in long} == {3 * comparison.ALL[task].steps}
+                assert [r["seed"] for r in long] == [0, 1, 2]
+    for task in comparison.TASKS:
+        common = comparison.best_rate(records, task, "LoRA")
+        gentle = [(m, comparison.gentlest_rate(records, task, m)) for m in comparison.METHODS
+                  if comparison.meaningful(m, task)]  # fmt: skip
+        for method, rate in [(m, common) for m in comparison.SHARED] + gentle:
+            if rate and comparison.meaningful(method, task):
+                at = comparison.at_rate(records, task, method, rate)
+                assert [r["seed"] for r in at] == [0, 1, 2, 3, 4], (task, method, rate)
+
+
+def test_a_gentlest_rate_learns_enough_on_validation_data_and_forgets_least():
+    keys = frozen("questions", 0.4) | {"val_loss": 0.0}
+    records = [frozen("questions", 0.4) | {"val": 0.4, "kept": 0.0}]
+    records += [
+        keys | {"method": "full", "rate": 1.0, "seed": s, "val": 0.8, "kept": -1.0}
+        for s in range(5)
+    ]
+    for rate, val, kept in (
+        (0.1, 0.5, -0.1),
+        (0.3, 0.62, -0.5),
+        (1.0, 0.7, -0.7),
+        (3.0, None, None),
+    ):
+        records.append(keys | {"method": "LoRA", "rate": rate, "val": val, "kept": kept})
+    assert comparison.gentlest_rate(records, "questions", "LoRA") == 0.3
+    records = [r for r in records if r["rate"] not in (0.3, 1.0) or r["method"] != "LoRA"]
+    assert comparison.gentlest_rate(records, "questions", "LoRA") is None
 
 
 def test_a_run_again_is_what_was_stored():

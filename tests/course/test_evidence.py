@@ -74,6 +74,32 @@ def test_a_verdict_follows_from_the_interval(low, high, claim, margin, word):
     assert elsewhere == ("cannot be tested here" if word == "disagrees" else word)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "claim", "word"),
+    [
+        (0.1, 0.3, "greater", "undecided"),
+        (-0.3, -0.1, "greater", "undecided"),
+        (-0.3, -0.1, "less", "undecided"),
+        (-0.01, 0.01, "equal", "agrees"),
+        (0.3, 0.5, "equal", "undecided"),
+    ],
+)
+@pytest.mark.parametrize("seeds", [3, 4])
+def test_which_of_two_is_better_is_undecided_with_fewer_than_five_seeds(
+    seeds, low, high, claim, word
+):
+    difference = Difference((low + high) / 2, low, high, seeds)
+    assert verdict(difference, claim, 0.02) == verdict(difference, claim, 0.02, True) == word
+
+
+def test_two_seeds_are_no_number():
+    one, other = {0: 1.0, 1: 2.0}, {0: 0.5, 1: 1.0}
+    with pytest.raises(ValueError, match="fewest=2: at least 3"):
+        paired(one, other, fewest=2)
+    with pytest.raises(ValueError, match="2 differences: at least 3"):
+        evidence.interval([0.5, 1.0])
+
+
 def test_a_claim_that_cannot_be_judged_is_an_error():
     difference = Difference(0, -1, 1, 5)
     with pytest.raises(ValueError, match="claim='better'"):

@@ -39,7 +39,24 @@ def test_the_best_rate_of_every_member_of_the_family_is_no_edge():
             assert lora_family.best_rate(records, task, method) in tried[1:-1], (task, method)
 
 
-@pytest.mark.parametrize("script", [lora_grid, learned_and_kept, task_adapters])
+def test_every_run_of_the_grid_and_of_its_repeats_is_stored_once_and_tested():
+    records = store.read(lora_grid.RESULTS)
+    repeats = lora_grid.repeats(records)
+    cells = lora_grid.cells() + repeats
+    stored = [{key: record[key] for key in cells[0]} for record in records]
+    assert len(records) == len(cells) and all(cell in stored for cell in cells)
+    for part, name, r in {(c["part"], c["name"], c["r"]) for c in repeats}:
+        assert sorted(lora_grid.chosen(records, part, name, r)) == [0, 1, 2, 3, 4]
+
+
+def test_no_best_rate_of_the_grid_is_at_an_edge():
+    records = store.read(lora_grid.RESULTS)
+    for method in {(r["part"], r["name"], r["r"]) for r in records}:
+        tried = lora_grid.rates(records, *method)
+        assert lora_grid.best_rate(records, *method) in tried[1:-1], method
+
+
+@pytest.mark.parametrize("script", [learned_and_kept, task_adapters])
 def test_every_run_of_the_experiment_is_stored_once(script):
     cells, records = script.cells(), store.read(script.RESULTS)
     stored = [{key: record[key] for key in cells[0]} for record in records]
@@ -70,10 +87,12 @@ def test_every_run_of_the_sizes_is_stored_once_and_no_best_rate_is_at_an_edge():
     floor = tasks.word_accuracy(frozen, tokenizer, reviews, lesson("pocket-gpt").labels)
     for part, size in {(r["part"], r["size"]) for r in ranks}:
         found = tuning.of_size(ranks, part, size)
-        above = search.merit(found, search.best_rate(found))[0] > floor + 0.02  # else none is best
+        above = (
+            search.merit(found, search.best_rate(found, edge=True))[0] > floor + 0.02
+        )  # else none is best
         assert part == "examples" or not above or not search.at_edge(found), (part, size)
         best = tuning.best_rate(ranks, part, size)
-        assert {r["seed"] for r in found if r["rate"] == best} == {0, 1, 2}
+        assert {r["seed"] for r in found if r["rate"] == best} >= {0, 1, 2}
 
 
 @pytest.mark.parametrize("script", [prompt_grid, prefix_grid])

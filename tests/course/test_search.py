@@ -27,6 +27,15 @@ def test_the_end_of_the_grid_is_an_error():
         after({0.01: 0.2, 0.1: 0.5, 1.0: 0.9, 10.0: 1.0})
 
 
+@pytest.mark.parametrize("values", [(0.2, 0.5, 0.9), (0.9, 0.5, 0.2), (0.2, 0.5)])
+def test_a_best_rate_at_an_edge_is_an_error(values):
+    records = [record(rate, value) for rate, value in zip(GRID, values, strict=False)]
+    with pytest.raises(ValueError, match="at the edge of what was tried .* run the rates beyond"):
+        search.best_rate(records)
+    assert search.at_edge(records)
+    assert search.best_rate(records, edge=True) == search.leading(records)[0]
+
+
 def test_two_rates_get_all_selecting_seeds_and_a_lucky_one_loses():
     records = [record(r, v) for r, v in {0.01: 0.2, 0.1: 0.8, 1.0: 0.9, 10.0: 0.1}.items()]
     more = search.wanted(records, GRID, 0.1)
@@ -43,13 +52,14 @@ def test_the_loss_decides_between_equal_scores_only():
 
 
 def test_what_diverged_is_never_chosen():
-    records = [record(0.1, 0.5), record(1.0, None, loss=None)]
+    records = [record(0.01, 0.4), record(0.1, 0.5), record(1.0, None, loss=None)]
     assert search.best_rate(records) == 0.1
     with pytest.raises(ValueError, match="none trained without diverging"):
         search.best_rate([record(1.0, None, loss=None)])
 
 
 def test_later_seeds_do_not_choose():
-    records = [record(0.1, 0.5, s) for s in (0, 1, 2)] + [record(1.0, 0.4, s) for s in (0, 1, 2)]
+    scores = {0.01: 0.3, 0.1: 0.5, 1.0: 0.4}
+    records = [record(rate, scores[rate], s) for s in (0, 1, 2) for rate in scores]
     records += [record(1.0, 1.0, s) for s in (3, 4)]
     assert search.best_rate(records) == 0.1

@@ -38,8 +38,8 @@ def grade(built: Path, submissions: Path, *options: str) -> dict[str, dict[str, 
 
 
 @pytest.fixture(scope="session")
-def honest(built, tmp_path_factory) -> dict[str, dict[str, str]]:
-    """The table for solutions, untouched student versions, and solutions with a wrong experiment."""
+def handed_in(built, tmp_path_factory) -> Path:
+    """Solutions, untouched student versions, and solutions with a wrong experiment; beside, a roster."""
     folder = tmp_path_factory.mktemp("honest")
     for name in ASSIGNMENTS:
         for kind, source in (("solved", "autograder"), ("untouched", "student")):
@@ -50,7 +50,22 @@ def honest(built, tmp_path_factory) -> dict[str, dict[str, str]]:
         [cell] = [c for c in notebook.cells if patch["old"] in c.source]
         cell.source = cell.source.replace(patch["old"], patch["new"])
         nbformat.write(notebook, folder / f"{case}.ipynb")
-    return grade(built, folder, "--jobs", "2", "--seconds", "1800")
+    lines = [
+        f"u{number},Student {number},u{number}@uni.example,{path.stem}"
+        for number, path in enumerate(sorted(folder.iterdir()), start=1000)
+    ]
+    roster = "\n".join(["id,name,email,submission", *lines])
+    folder.with_name("roster.csv").write_text(roster, encoding="utf-8")
+    return folder
+
+
+OPTIONS = ("--jobs", "2", "--seconds", "1800")
+
+
+@pytest.fixture(scope="session")
+def honest(built, handed_in) -> dict[str, dict[str, str]]:
+    """The table for them all."""
+    return grade(built, handed_in, *OPTIONS, "--roster", str(handed_in.with_name("roster.csv")))
 
 
 @pytest.mark.parametrize("name", ASSIGNMENTS)
@@ -75,6 +90,32 @@ def test_a_wrong_experiment_loses_its_points_with_its_hint(case, honest):
     lost = {q.split("/")[1]: float(right[q]) - float(line[q]) for q in questions}
     assert {q: points for q, points in lost.items() if points} == patch["loses"], line["hints"]
     assert patch["hint"] in line["hints"]
+
+
+def test_the_gradebook_holds_what_the_tests_and_a_person_gave(built, handed_in, honest):
+    """What was read is merged by a second run, which grades nothing again."""
+    roster = handed_in.with_name("roster.csv")
+    out = handed_in.with_name(handed_in.name + "-grades")
+    with (out / "to_read.csv").open(newline="", encoding="utf-8-sig") as file:
+        to_read = list(csv.DictReader(file))
+    assert len(to_read) == sum(line["assignment"] != "" for line in honest.values())
+    for line in to_read:
+        line["points"] = line["possible"]
+    with (out / "to_read.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(to_read[0]))
+        table.writeheader()
+        table.writerows(to_read)
+    start = time.monotonic()
+    again = grade(built, handed_in, *OPTIONS, "--roster", str(roster))
+    assert time.monotonic() - start < 120 and again == honest
+    names = {line["id"]: line["submission"] for line in csv.DictReader(roster.open())}
+    for name in ASSIGNMENTS:
+        for kind in ("tests", "written"):
+            with (out / "gradebook" / f"canvas_{name}_{kind}.csv").open(newline="") as file:
+                _, most, *lines = list(csv.reader(file))
+            points = {names[line[2]]: line[-1] for line in lines}
+            assert points[f"solved-{name}"] == most[-1] != "0"
+        assert points[f"untouched-{name}"] == most[-1], "what a person gave does not hang on tests"
 
 
 def test_every_assignment_has_a_wrong_experiment():

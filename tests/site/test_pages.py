@@ -118,19 +118,23 @@ def test_next_leads_through_the_whole_book():
     assert walked == [page.resolve() for page in contents]
 
 
-def test_figures_are_numbered_through_the_book():
-    """Also those that move. The numbers follow the order of the contents, and none is missing."""
+def test_figures_and_equations_are_numbered_by_page():
+    """Also those that move. Each page counts from one, behind its own number, and none is missing."""
     parts = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))["parts"]
-    numbers = []
+    counted = 0
     for entry in [entry for part in parts for entry in part["chapters"]]:
         page = read(SITE / f"{entry['file']}.html")
-        captions = page.select("article figure > figcaption")
-        numbers += [
-            caption.find(class_="caption-number").get_text().split()[1] for caption in captions
-        ]
+        number = re.match(r"[\d.]+(?= )", entry.get("title", ""))
+        captions = page.select("article figure > figcaption > .caption-number")
+        figures = [caption.get_text().split()[1] for caption in captions]
+        equations = [tag.find(string=True).strip("()") for tag in page.select("article .eqno")]
+        for numbers in (figures, equations):
+            start = f"{number.group()}." if number else ""
+            assert numbers == [f"{start}{i + 1}" for i in range(len(numbers))], entry["file"]
+        counted += len(figures)
         moving = page.select("article figure.explorable")
         assert all(figure.find_parent("figure").find("figcaption") for figure in moving)
-    assert numbers == [str(i + 1) for i in range(len(numbers))] and len(numbers) > 50
+    assert counted > 50
 
 
 def test_a_class_and_the_page_that_builds_it_link_to_each_other():
@@ -155,13 +159,31 @@ def test_a_class_and_the_page_that_builds_it_link_to_each_other():
     assert checked > 8
 
 
-def test_a_fold_says_whether_it_holds_a_solution_or_code():
+def test_a_fold_says_what_it_holds():
+    import folds
+
+    names = {f"Show {name}" for name in folds.NAMES.values()}
     for path in CONTENT:
         for fold in read(path).select("details.hide"):
-            solution = fold.find_parent(class_="tag_solution")
-            says = "Show the solution" if solution else "Show the code"
-            assert says in fold.summary.get_text(), f"{path.name}: {fold.get_text()[:80]}"
+            says = fold.summary.find(class_="collapsed").get_text().strip()
+            wanted = {"Show the solution"} if fold.find_parent(class_="tag_solution") else names
+            assert says in wanted, f"{path.name}: {fold.get_text()[:80]}"
             assert not fold.summary.get("aria-label")
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((SITE / "chapters").rglob("*.html")),
+    ids=lambda path: str(path.relative_to(SITE)),
+)
+def test_no_machinery_stands_open(path):
+    """Imports, scripts in strings, tables of claims and most drawing are folded."""
+    import folds
+
+    cells = read(path).select(".cell_input")
+    standing = [cell for cell in cells if not cell.find_parent("details")]
+    kinds = {cell.get_text()[:80]: folds.kind_of(cell.get_text()) for cell in standing}
+    assert standing and not {text: kind for text, kind in kinds.items() if kind}
 
 
 def test_the_landing_page_lists_every_notebook():

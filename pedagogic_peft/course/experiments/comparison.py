@@ -1,11 +1,14 @@
 """The bench of chapter 5: every method of the book on six tasks, each at a learning rate of its own.
 
-    python -m pedagogic_peft.course.experiments.comparison    # what is missing: about two hours of two cores
+    python -m pedagogic_peft.course.experiments.comparison    # what is missing: three hours of two cores
 
 The tasks are in `comparison_tasks`, the rule of the search in `search`: it chooses by the validation
-score, the measure that also ranks the methods. The best rate is run with five seeds, and once three times
-as long, to tell what is slow from what cannot be learned. A seed decides the training examples, their order
-and the random initial values.
+score, the measure that also ranks the methods. The best rate is run with five seeds, and with three of them
+three times as long, to tell what is slow from what cannot be learned. A seed decides the training examples,
+their order and the random initial values.
+
+Two more rates get five seeds: LoRA's best one, at which some other methods are trained too (`SHARED`), and
+each method's gentlest one, which forgets least among those that learn enough (`gentlest_rate`).
 
 The stored runs were made on one processor, some with the kernels that the gate names and some with the
 processor's own: the two round differently, which moves a score as another seed does.
@@ -16,6 +19,7 @@ the network. Where a method has no meaning, `NO_MEANING` says why.
 
 import copy
 import os
+import statistics
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -82,6 +86,7 @@ GRID = (
     300.0,
 )
 LONG = 3  # times the steps
+ENOUGH = 0.5  # of the gap, for a rate to count among the gentle ones
 
 EVERYWHERE: dict[str, Any] = {"target_modules": "all-linear"}
 # name: (the method, the middle one of the first three rates)
@@ -103,6 +108,15 @@ METHODS: dict[str, tuple[Any, float]] = {
     "P-tuning": (PTuning(num_virtual_tokens=20), 3e-3),
     "prefix tuning": (PrefixTuning(num_virtual_tokens=20), 1.0),
 }
+SHARED = (
+    "full",
+    "DoRA",
+    "PiSSA",
+    "AdaLoRA",
+    "VeRA",
+    "Pfeiffer",
+    "(IA)³",
+)  # also at LoRA's best rate
 NO_MEANING = {  # (method, base): why
     ("BitFit", "pocket-gpt"): "its linear maps have no biases, as in Llama",
     ("prompt tuning", "pocket-vit"): "it reads images: there is no token embedding to stand beside",
@@ -203,10 +217,27 @@ def scores(records: Sequence[Cell], task: str, method: str) -> dict[int, float]:
     }
 
 
-def longer(records: Sequence[Cell], task: str, method: str) -> Cell:
-    """Return the run of seed 0 at the best rate that took three times the steps."""
+def at_rate(records: Sequence[Cell], task: str, method: str, rate: float) -> list[Cell]:
+    """Return the runs of a method at a rate, in the order of the seeds."""
+    return sorted(runs(records, task, method, rate=rate), key=lambda r: r["seed"])
+
+
+def longer(records: Sequence[Cell], task: str, method: str) -> list[Cell]:
+    """Return the runs at the best rate that took three times the steps, in the order of the seeds."""
     rate, steps = best_rate(records, task, method), LONG * ALL[task].steps
-    return runs(records, task, method, rate=rate, seed=0, steps=steps)[0]
+    return sorted(runs(records, task, method, rate=rate, steps=steps), key=lambda r: r["seed"])
+
+
+def gentlest_rate(records: Sequence[Cell], task: str, method: str) -> float | None:
+    """Return the rate that forgot least among those that closed `ENOUGH` of the gap; None without one.
+
+    Both by the first seed, and the gap on validation data, so that the test data have no say.
+    """
+    low = max(float(runs(records, task, "frozen")[0]["val"]), floors(task)["guess"])
+    top = statistics.fmean(r["val"] for r in chosen(records, task, "full"))
+    tried = [r for r in runs(records, task, method, seed=0) if r["val"] is not None]
+    enough = [r for r in tried if r["val"] >= low + ENOUGH * (top - low)]
+    return max(enough, key=lambda r: r["kept"])["rate"] if enough else None
 
 
 def start(records: Sequence[Cell], task: str) -> float:
@@ -235,31 +266,71 @@ def cell(task: str, method: str, rate: float, seed: int, times: int = 1) -> Cell
 def stages(records: Sequence[Cell]) -> list[list[Cell]]:
     """Return the runs that the rule asks for, given those that are known, in order.
 
-    First the search of every task, then the seeds of the best rates, then the long runs; the variants
-    come last.
+    First the search of every task, then the seeds of the best rates, those of the variants after them;
+    then LoRA's rates and the gentle ones, and the long runs at last.
     """
     return [
         [cell(task, "frozen", 0.0, 0) for task in ALL],
-        *_stages(records, TASKS),
-        *_stages(records, VARIANTS),
+        *_searches(records, TASKS),
+        *_searches(records, VARIANTS),
+        _more_rates(records),
+        _long_runs(records),
     ]
 
 
-def _stages(records: Sequence[Cell], of: Iterable[str]) -> list[list[Cell]]:
-    searches, seeds, long = [], [], []
+def _found(records: Sequence[Cell], task: str) -> list[str]:
+    """Return the methods whose search on a task is over."""
+    return [
+        method
+        for method in METHODS
+        if meaningful(method, task)
+        and not search.wanted(runs(records, task, method), GRID, METHODS[method][1])
+    ]
+
+
+def _searches(records: Sequence[Cell], of: Iterable[str]) -> list[list[Cell]]:
+    searches, seeds = [], []
     for task in of:
-        search_of_task = []
-        for method in (m for m in METHODS if meaningful(m, task)):
-            known = runs(records, task, method)
-            if more := search.wanted(known, GRID, METHODS[method][1]):
-                search_of_task += [cell(task, method, rate, seed) for rate, seed in more]
-                continue
-            rate = search.best_rate(known)
-            seeds += [cell(task, method, rate, seed) for seed in SEEDS]
-            if ALL[task].long:
-                long.append(cell(task, method, rate, 0, LONG))
-        searches.append(search_of_task)
-    return [*searches, seeds, long]
+        found = _found(records, task)
+        searches.append(
+            [
+                cell(task, method, rate, seed)
+                for method in METHODS
+                if meaningful(method, task) and method not in found
+                for rate, seed in search.wanted(
+                    runs(records, task, method), GRID, METHODS[method][1]
+                )
+            ]
+        )
+        seeds += [
+            cell(task, method, best_rate(records, task, method), seed)
+            for method in found
+            for seed in SEEDS
+        ]
+    return [*searches, seeds]
+
+
+def _more_rates(records: Sequence[Cell]) -> list[Cell]:
+    """Return the runs at LoRA's best rates and at the gentle ones."""
+    wanted = []
+    for task in TASKS:
+        found = _found(records, task)
+        if {"LoRA", "full"} <= set(found):
+            common = best_rate(records, task, "LoRA")
+            wanted += [(task, method, common) for method in SHARED if method in found]
+            gentle = {method: gentlest_rate(records, task, method) for method in found}
+            wanted += [(task, method, rate) for method, rate in gentle.items() if rate]
+    return [cell(*each, seed) for each in dict.fromkeys(wanted) for seed in SEEDS]
+
+
+def _long_runs(records: Sequence[Cell]) -> list[Cell]:
+    return [
+        cell(task, method, best_rate(records, task, method), seed, LONG)
+        for task in TASKS
+        if ALL[task].long
+        for method in _found(records, task)
+        for seed in search.SELECTING
+    ]
 
 
 def missing(records: Sequence[Cell]) -> list[Cell]:

@@ -18,12 +18,13 @@ from pedagogic_peft.course.pocket.tasks import Example
 
 
 @cache
-def floors(task: str) -> dict[str, float]:
+def floors(task: str, seed: int = 0) -> dict[str, float]:
     """Return the test scores of the guess ("guess") and of the counting rule ("rule") on a task.
 
-    The unit is the task's own: shares from 0 to 1, or minus nats per token.
+    They see the training examples of ``seed``. The unit is the task's own: shares from 0 to 1, or minus
+    nats per token.
     """
-    train = ALL[task].draw(ALL[task].n, TRAINING)
+    train = ALL[task].draw(ALL[task].n, TRAINING + seed)
     guess, rule = RULES[task.removesuffix(", few")]
     test = held_out(task, TEST)
     return {"guess": round(guess(train, test), 4), "rule": round(rule(train, test), 4)}

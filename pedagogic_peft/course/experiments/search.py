@@ -10,7 +10,7 @@ on validation data by the measure that ranks the methods; greater is better) and
    loses it. If another rate leads then, go on from 2.
 
 The best rate has the greatest mean validation score; among equal ones the least validation loss
-decides.
+decides. One at the edge of what was tried is not known to be the best, and an error.
 """
 
 import statistics
@@ -49,15 +49,29 @@ def leading(records: Sequence[Cell]) -> list[float]:
     return ordered
 
 
-def best_rate(records: Sequence[Cell]) -> float:
-    """Return the rate with the greatest mean validation score."""
-    return leading(records)[0]
+def best_rate(records: Sequence[Cell], edge: bool = False) -> float:
+    """Return the rate with the greatest mean validation score.
+
+    Args:
+        records: as for `leading`.
+        edge: whether it may be the lowest or the highest of several; who allows that prints `at_edge`.
+
+    Raises:
+        ValueError: it is, and ``edge`` is false; or all that was tried diverged.
+    """
+    best = leading(records)[0]
+    if not edge and len({r["rate"] for r in records}) > 1 and at_edge(records):
+        rates = ", ".join(f"{rate:g}" for rate in sorted({r["rate"] for r in records}))
+        raise ValueError(
+            f"the best rate, {best:g}, is at the edge of what was tried ({rates}): run the rates beyond"
+        )
+    return best
 
 
 def at_edge(records: Sequence[Cell]) -> bool:
     """Tell whether the best rate is the lowest or the highest that was tried: then it is not known."""
     rates = sorted({r["rate"] for r in records})
-    return best_rate(records) in (rates[0], rates[-1])
+    return leading(records)[0] in (rates[0], rates[-1])
 
 
 def wanted(

@@ -6,8 +6,7 @@ Each cell adapts pocket-gpt to sentiment and stores accuracy and loss on 250 val
 rates of a size are those that the rule in `search` asks for: the best one by accuracy has a neighbour on
 either side.
 
-The ranks of LoRA are those of `lora_grid`, whose records `of_ranks` adds; here are the rates beyond its
-edge.
+The ranks of LoRA are those of `lora_grid`, whose records `of_ranks` adds.
 """
 
 import copy
@@ -45,7 +44,7 @@ def lora(r: int, alpha: int) -> LoRA:
 
 # part: (the method of a size, the steps, {size: the learning rates})
 PARTS: dict[str, tuple[Callable[[int], Any], int, dict[int, tuple[float, ...]]]] = {
-    "α = 2r": (lambda r: lora(r, alpha=2 * r), 60, {1: (1e-1,), 4: (1e-1,)}),  # beyond `lora_grid`
+    "α = 2r": (lambda r: lora(r, alpha=2 * r), 60, {}),  # the runs are in `lora_grid`
     "α = 16": (lambda r: lora(r, alpha=16), 60, {}),
     "examples": (
         lambda n: lora(r=8, alpha=16),
@@ -130,8 +129,11 @@ def of_size(records: Sequence[Cell], part: str, size: int) -> list[Cell]:
 
 
 def best_rate(records: Sequence[Cell], part: str, size: int) -> float:
-    """Return the rate with the greatest mean accuracy; of equal ones, that with the least loss."""
-    return search.best_rate(of_size(records, part, size))
+    """Return the rate with the greatest mean accuracy; of equal ones, that with the least loss.
+
+    A size of which no rate leaves the floor has its best one where chance put it: see `search.at_edge`.
+    """
+    return search.best_rate(of_size(records, part, size), edge=True)
 
 
 def results(base: str = "pocket-gpt") -> list[Cell]:

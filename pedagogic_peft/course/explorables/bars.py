@@ -1,6 +1,8 @@
 """Bars that change with a slider."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 from pedagogic_peft.course.explorables.controls import Slider
 from pedagogic_peft.course.explorables.core import MovingFigure, explorable, read_script
@@ -18,7 +20,8 @@ def bars_explorable(
 ) -> MovingFigure:
     """Draw one bar for each name; the reader moves a slider, and the bars and a sentence change.
 
-    In print the bars are curves over the values of the slider.
+    In print the bars are curves over the values of the slider where these are numbers, and stand side
+    by side where they are names, between which nothing lies.
 
     Args:
         slider: what the reader moves.
@@ -37,15 +40,14 @@ def bars_explorable(
         if len(given) != n:
             raise ValueError(f"{what}: {len(given)} entries for the {n} values of the slider")
     still = Figure(figsize=(6.0, 2.6), dpi=110, layout="constrained")
-    axes = still.subplots()
-    for (name, lengths), marker in zip(bars.items(), "osD^vP*X", strict=False):
-        axes.plot(range(n), list(lengths), marker=marker, label=name)
-    axes.set_xticks(range(n), [str(value) for value in slider.values])
-    axes.set(xlabel=slider.label, ylabel=unit)
-    axes.legend()
+    _draw(still.subplots(), slider, bars)
+    still.axes[0].set(xlabel=slider.label, ylabel=unit)
+    still.legend(loc="outside right center", fontsize=8)
     data = {
         "bars": {name: list(lengths) for name, lengths in bars.items()},
-        "colours": list(PALETTE.values()),
+        "colour": PALETTE[
+            "blue"
+        ],  # one: the names say which is which, and black is lost in the dark
         "longest": max(max(lengths) for lengths in bars.values()) or 1,
         "sentences": list(sentences),
         "label": slider.label,
@@ -59,3 +61,20 @@ def bars_explorable(
     return explorable(
         data, [slider], script, alt=alt, still=still, summary=summary, caption=caption
     )
+
+
+def _draw(axes: Any, slider: Slider, bars: Mapping[str, Sequence[float]]) -> None:
+    """Draw the bars of all the slider's values: as curves over numbers, or side by side."""
+    values, n = list(slider.values), len(slider.values)
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    for i, (name, lengths) in enumerate(bars.items()):
+        if numbers:
+            axes.plot(values, list(lengths), marker="osD^vP*X"[i % 8], label=name)
+        else:
+            width = 0.8 / len(bars)
+            places = [at + (i - (len(bars) - 1) / 2) * width for at in range(n)]
+            axes.bar(places, list(lengths), width, label=name)
+    if numbers and values[0] > 0 and all(b >= 1.5 * a for a, b in pairwise(values)):
+        axes.set_xscale("log")  # 1, 2, 4, 8 stand at equal distances
+        axes.minorticks_off()
+    axes.set_xticks(values if numbers else range(n), slider.texts)

@@ -64,9 +64,16 @@ def calculator_explorable(
         "limit": limit,
         "checks": checks,
     }
-    still = Figure(figsize=(6.0, 0.6 + 0.35 * len(parts)), dpi=110, layout="constrained")
+    bars = {total: sum(parts.values())} | dict(reversed(parts.items()))
+    still = Figure(figsize=(6.0, 0.6 + 0.35 * len(bars)), dpi=110, layout="constrained")
     axes = still.subplots()
-    axes.barh(list(parts)[::-1], list(parts.values())[::-1], color=PALETTE["blue"])
+    colours = [PALETTE["orange"]] + [PALETTE["blue"]] * len(parts)
+    axes.barh(list(bars), list(bars.values()), color=colours)
+    for control in controls:
+        if control.name == limit:
+            name = f"{control.label} {control.texts[control.start]}"
+            axes.axvline(control.values[control.start], color="0.3", linestyle="--", label=name)
+            axes.legend()
     axes.set(xlabel=unit)
     settings = ", ".join(f"{c.label} {c.texts[c.start]}" for c in controls)
     numbers = ", ".join(f"{name} {value:.2f} {unit}" for name, value in parts.items())

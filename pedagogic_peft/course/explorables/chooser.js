@@ -2,7 +2,7 @@ const place = data.questions.reduce((sum, [name, n]) => sum * n + at[name].index
 const ranking = data.rankings[data.cases[place]].map((i) => data.lines[i]);
 const list = (kind, lines) => {
   const made = document.createElement(kind);
-  made.style.cssText = "margin: 0 0 .5rem; padding-left: 1.6rem";
+  made.style.cssText = "margin: 0 0 .5rem; padding-left: 2.2rem";
   made.append(...lines.map(([title, , reasons]) => {
     const line = document.createElement("li");
     line.append(cell("strong", data.texts[title]), `: ${reasons.map((i) => data.texts[i]).join("; ")}`);

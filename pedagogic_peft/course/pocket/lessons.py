@@ -97,10 +97,8 @@ def _documents(
     source: str, column: str, split: str, start: int, longest: int | None = LONGEST
 ) -> Iterator[str]:
     """Yield texts from row ``start`` on, without fetching the rest; round again at the end."""
-    from datasets import load_dataset
-
     name = {"Salesforce/wikitext": "wikitext-2-raw-v1"}.get(source)
-    rows = load_dataset(source, name, split=split, streaming=True)
+    rows = tasks.load_dataset(source, name, split=split, streaming=True)
     for part in (rows.skip(start), rows):
         for row in part:
             words = (row[column] or "").split()
@@ -145,15 +143,15 @@ def pictures(
         One ``{"pixel_values": (channels, height, width) in float32, "labels": class}`` for each image.
 
     Raises:
+        ModuleNotFoundError: ``datasets`` is not installed.
         ValueError: there is no such domain or split.
     """
     if base == "pocket-vit":
         return vision.digits(domain, split)
-    from datasets import load_dataset
     from transformers import AutoImageProcessor
 
     shift, part = vision.known(domain, vision.DOMAINS), vision.known(split, SIZES)
-    rows = load_dataset(source, split="test" if split == "test" else "train").shuffle(seed=0)
+    rows = tasks.load_dataset(source, split="test" if split == "test" else "train").shuffle(seed=0)
     rows = rows.select([i for i in part if i < len(rows)])
     image, label = (next(c for c in names if c in rows.column_names) for names in COLUMNS)
     processor = AutoImageProcessor.from_pretrained(base)

@@ -45,6 +45,19 @@ def sentiment(n: int, seed: int) -> list[Example]:
     return _draw(_sentiment, n, seed)
 
 
+def load_dataset(*args: Any, **options: Any) -> Any:
+    """Call ``datasets.load_dataset``; where that package is missing, say how to install it."""
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{args[0]!r} is a real data set, and the package that fetches it, datasets, is not "
+            'installed: pip install "pedagogic-peft[hub]", or pip install datasets',
+            name=error.name,
+        ) from error
+    return datasets.load_dataset(*args, **options)
+
+
 def film_reviews(
     n: int, seed: int, split: str = "train", source: str = "stanfordnlp/sst2"
 ) -> list[Example]:
@@ -56,10 +69,9 @@ def film_reviews(
         source: a data set with columns ``sentence`` and ``label`` (1 is good): a Hub name, or a folder.
 
     Raises:
+        ModuleNotFoundError: ``datasets`` is not installed.
         OSError, ValueError: from ``datasets``, where the data cannot be had.
     """
-    from datasets import load_dataset
-
     rows = load_dataset(source, split=split).shuffle(seed=seed)
     return [
         Example(f"{row['sentence'].strip()} all in all it was", ("awful", "lovely")[row["label"]])
@@ -255,6 +267,20 @@ def word_accuracy(
         answers = [_answer_ids(tokenizer, e.answer)[0] for e in batch]
         right += (best == torch.tensor(answers)).sum().item()
     return right / len(examples)
+
+
+@torch.no_grad()
+def last_states(model: Any, tokenizer: Any, examples: Sequence[Example]) -> torch.Tensor:
+    """Return what a linear probe reads: the last hidden state at the last token of each prompt.
+
+    Returns:
+        (examples, width), on the CPU.
+    """
+    states = []
+    for batch in _batches(examples):
+        inputs = _pad(tokenizer, [e.prompt for e in batch], model.device)
+        states.append(model.base_model(**inputs).last_hidden_state[:, -1].float().cpu())
+    return torch.cat(states)
 
 
 @torch.no_grad()
