@@ -23,6 +23,9 @@ NAME = re.compile(
     r'<figure class="(?:explorable|alive)"(?: data-alive="\w+")? data-figure="([\w-]+)">'
 )
 ALT = re.compile(r'class="stage" role="\w+" aria-label="([^"]*)"')
+SAYS = re.compile(
+    r'class="alive-still">\n<p>(.*?)</p>', re.DOTALL
+)  # a figure in which the reader trains
 
 
 def number(app, doctree) -> None:
@@ -48,6 +51,8 @@ def wrap(doctree, bundle, raw, moves: bool = True) -> None:
     figure.source, figure.line = bundle.source, bundle.line
     doctree.note_implicit_target(figure, figure)
     bundle.replace_self(figure)
+    if moves and SAYS.search(text):  # its HTML holds a still already
+        stills = []
     shown = [bundle, *stills] if moves else stills
     figure += [*shown, nodes.caption("", html.unescape(caption.group(1)))]
 
@@ -55,7 +60,7 @@ def wrap(doctree, bundle, raw, moves: bool = True) -> None:
 def still_of(image: nodes.image, text: str) -> nodes.image:
     """The picture that a notebook stored beside the HTML, which says what it shows."""
     still = image.deepcopy()
-    still["alt"] = html.unescape(ALT.search(text).group(1))
+    still["alt"] = html.unescape((ALT.search(text) or SAYS.search(text)).group(1))
     still["classes"] = ["still"]
     return still
 
