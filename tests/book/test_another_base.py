@@ -130,14 +130,15 @@ def write_data(root):
 
 @pytest.fixture(scope="module")
 def records():
-    """Of the 360 small trainings that two pages ask for, once: {base: records}."""
+    """Of the many small trainings that two pages ask for, once: {(experiment, base): records}."""
     return {}
 
 
 def stored(results, records, base):
-    if base not in records:
-        records[base] = results(base)
-    return copy.deepcopy(records[base])
+    key = results.__module__, base
+    if key not in records:
+        records[key] = results(base)
+    return copy.deepcopy(records[key])
 
 
 @pytest.fixture
@@ -163,19 +164,25 @@ def few_steps(hub, records, monkeypatch, tmp_path):
     monkeypatch.setattr(pedagogic_peft, "train", cut(at=20, all_if_watched=True))
     for module in (learned_and_kept, lora_grid, lora_family, tuning):
         monkeypatch.setattr(module, "train", cut(at=2, all_if_watched=False))
-    monkeypatch.setattr(lora_family, "results", partial(stored, lora_family.results, records))
-    monkeypatch.setattr(learned_and_kept, "SEEDS", (0, 1))  # an interval needs two
+    for module in (lora_family, learned_and_kept):
+        monkeypatch.setattr(module, "results", partial(stored, module.results, records))
     monkeypatch.setattr(lora_family, "score", lambda task, model, *rest: 0.5)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "repository").symlink_to(ROOT)  # where a page on Colab has its clone
     monkeypatch.setattr(plt, "show", plt.close)
 
 
+SAME_RECORDS = (
+    ("02_lora/lora_family", "07_conclusion/conclusion"),
+    ("02_lora/why_low_rank", "02_lora/lora_from_scratch"),
+)
+
+
 def cases():
     """Yield each page with each of its bases; pages that read the same records run in one process."""
     for name in PAGES:
-        same = name in ("02_lora/lora_family", "07_conclusion/conclusion")
-        marks = [pytest.mark.xdist_group("the records of chapter 2")] if same else []
+        groups = [str(pages) for pages in SAME_RECORDS if name in pages]
+        marks = [pytest.mark.xdist_group(group) for group in groups]
         for base in BASES.get(name, ["llama"]):
             yield pytest.param(name, base, marks=marks, id=f"{name}-{base}")
 

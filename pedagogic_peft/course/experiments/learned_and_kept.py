@@ -1,10 +1,12 @@
 """What an adaptation learns and what it keeps, over rates and steps: pages 2.1 to 2.3.
 
-    python -m pedagogic_peft.course.experiments.learned_and_kept    # what is missing: 20 minutes in all
+    python -m pedagogic_peft.course.experiments.learned_and_kept    # what is missing: half an hour in all
 
 Each cell adapts pocket-gpt to sentiment. Learned is the accuracy on reviews; kept are the story
-questions still answered, and the loss on stories. Two more kinds of runs train the weight matrices
-alone, with AdamW and with Muon, and ask for the rank of the change.
+questions still answered, and the loss on stories. Both are measured again with the intruder dimensions
+(see `intruders`) scaled by a half, and, as a control, with the whole change scaled down as far. Two more
+kinds of runs train the weight matrices alone, with AdamW and with Muon, and ask for the rank of the
+change.
 """
 
 import copy
@@ -20,23 +22,27 @@ from pedagogic_peft import LoRA, attach, count_parameters, load_base, merge, tra
 from pedagogic_peft.core.sites import sites
 from pedagogic_peft.core.targets import find_targets, is_linear
 from pedagogic_peft.course.experiments import store
+from pedagogic_peft.course.experiments.intruders import halved, intruders, shrunk, turned
 from pedagogic_peft.course.experiments.store import Cell
 from pedagogic_peft.course.pocket import tasks
 from pedagogic_peft.course.pocket.lessons import lesson
 
 RESULTS = Path(__file__).with_name("learned_and_kept.jsonl")
 BATCH_SIZE = 12
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 LORA, FULL = "LoRA", "full fine-tuning"
 ADAMW, MUON = "AdamW, matrices only", "Muon, matrices only"
 SETTINGS: tuple[tuple[str, float, int], ...] = (  # method, learning rate, steps
     (LORA, 1e-2, 100),
     (LORA, 5e-3, 200),
-    (FULL, 2e-3, 100),
-    (FULL, 5e-3, 100),
     (LORA, 5e-3, 100),
+    (FULL, 2e-3, 100),
+    (FULL, 1e-3, 200),
+    (FULL, 5e-3, 100),
     (ADAMW, 2e-3, 100),
+    (ADAMW, 4e-3, 100),
     (MUON, 5e-2, 100),
+    (MUON, 1e-2, 100),
 )
 
 
@@ -98,11 +104,15 @@ def weight_matrices(model: nn.Module) -> list[str]:
     return [f"{path}.weight" for path in find_targets(model, "all-linear", is_linear)]
 
 
+def without_sites(model: nn.Module) -> nn.Module:
+    """Return a copy of the model with its LoRA, if it has one, merged."""
+    plain = copy.deepcopy(model)
+    return merge(plain, unload=True) if any(True for _ in sites(plain)) else plain
+
+
 def changes(model: nn.Module, frozen: nn.Module) -> dict[str, Tensor]:
     """Return ΔW of every weight matrix, a LoRA's too, in the shape in which the model stores it."""
-    plain = copy.deepcopy(model)
-    if any(True for _ in sites(plain)):
-        merge(plain, unload=True)
+    plain = without_sites(model)
     with torch.no_grad():
         return {
             name: (plain.get_parameter(name) - frozen.get_parameter(name)).cpu()
@@ -144,28 +154,58 @@ def adapted(method: str, lr: float, steps: int, seed: int, base: str) -> nn.Modu
     return model
 
 
+def judged(model: nn.Module, base: str) -> dict[str, float]:
+    """Return what a model has learned and what it has kept; see `run`."""
+    own = material(base)
+    reviews, labels = own["test"], own["labels"]
+    return {
+        "test": tasks.word_accuracy(model, own["tokenizer"], reviews, labels),
+        "questions": tasks.word_accuracy(model, own["tokenizer"], own["questions"]),
+        "stories": round(tasks.loss_per_token(model, own["tokenizer"], own["stories"]), 4),
+    }
+
+
+def of_intruders(model: nn.Module, deltas: dict[str, Tensor], base: str) -> dict[str, Any]:
+    """Return how many intruder dimensions there are, and what the model can do with less of them."""
+    frozen = material(base)["frozen"]
+    less_of_them, less_of_all = without_sites(model), without_sites(model)
+    found, control = [], []
+    for name, delta in deltas.items():
+        W0 = frozen.get_parameter(name).detach().cpu()
+        components = intruders(W0, W0 + delta)
+        found.append(len(components))
+        control.append(len(intruders(W0, W0 + turned(delta))))
+        less_of_them.get_parameter(name).data.copy_(halved(W0 + delta, components))
+        less_of_all.get_parameter(name).data.copy_(shrunk(W0, W0 + delta, components))
+    counts = {
+        "intruders": statistics.mean(found),
+        "intruders_turned": statistics.mean(control),
+    }
+    scores = {"halved": judged(less_of_them, base), "shrunk": judged(less_of_all, base)}
+    named = {f"{key}_{how}": value for how, own in scores.items() for key, value in own.items()}
+    return counts | named
+
+
 def run(method: str, lr: float, steps: int, seed: int, base: str = "pocket-gpt") -> Cell:
     """Train one cell and measure it.
 
     Returns:
         val, test: accuracy on 250 validation and on 250 test reviews. questions: share of 100 story
         questions answered. stories: loss on 30 stories in nats per token. moved: mean over the
-        matrices of ‖ΔW‖ / ‖W0‖. r90: its median over the matrices. rank_4: test accuracy with every
-        ΔW cut to rank 4, where the matrices alone were trained.
+        matrices of ‖ΔW‖ / ‖W0‖. r90: its median over the matrices.
+
+        Where the matrices alone were trained, rank_4: test accuracy with every ΔW cut to rank 4. Of the
+        others, intruders: their mean number over the matrices, among the first ten directions;
+        intruders_turned: the same for a change with the same singular values in random directions; and
+        test, questions, stories once more with _halved (intruders) and _shrunk (all of ΔW, as far).
     """
     own = material(base)
     model = adapted(method, lr, steps, seed, base)
-
-    def judged(some: nn.Module, split: str) -> float:
-        return tasks.word_accuracy(some, own["tokenizer"], own[split], own["labels"])
-
     deltas = changes(model, own["frozen"])
     weights = {name: own["frozen"].get_parameter(name).detach().cpu() for name in deltas}
-    found = {
-        "val": judged(model, "val"),
-        "test": judged(model, "test"),
-        "questions": tasks.word_accuracy(model, own["tokenizer"], own["questions"]),
-        "stories": round(tasks.loss_per_token(model, own["tokenizer"], own["stories"]), 4),
+    found: dict[str, Any] = {
+        "val": tasks.word_accuracy(model, own["tokenizer"], own["val"], own["labels"]),
+        **judged(model, base),
         "moved": round(
             statistics.mean((d.norm() / weights[n].norm()).item() for n, d in deltas.items()), 4
         ),
@@ -173,8 +213,9 @@ def run(method: str, lr: float, steps: int, seed: int, base: str = "pocket-gpt")
         "trainable": count_parameters(model).trainable,
     }
     if method in (ADAMW, MUON):
-        found["rank_4"] = judged(with_rank(own["frozen"], deltas, 4), "test")
-    return found
+        cut = with_rank(own["frozen"], deltas, 4)
+        return found | {"rank_4": judged(cut, base)["test"]}
+    return found | of_intruders(model, deltas, base)
 
 
 def cells(base: str = "pocket-gpt") -> list[Cell]:

@@ -16,6 +16,7 @@ def bars_explorable(
     *,
     alt: str,
     unit: str = "%",
+    measure: str = "",
     caption: str = "",
 ) -> MovingFigure:
     """Draw one bar for each name; the reader moves a slider, and the bars and a sentence change.
@@ -29,6 +30,7 @@ def bars_explorable(
         sentences: what to say at each value.
         alt, caption: as in `explorable`.
         unit: of the lengths.
+        measure: what the lengths are, for the axis in print; without it the axis has the unit alone.
 
     Raises:
         ValueError: a name or the sentences have another number of entries than the slider.
@@ -41,7 +43,7 @@ def bars_explorable(
             raise ValueError(f"{what}: {len(given)} entries for the {n} values of the slider")
     still = Figure(figsize=(6.0, 2.6), dpi=110, layout="constrained")
     _draw(still.subplots(), slider, bars)
-    still.axes[0].set(xlabel=slider.label, ylabel=unit)
+    still.axes[0].set(xlabel=slider.label, ylabel=f"{measure} ({unit})" if measure else unit)
     still.legend(loc="outside right center", fontsize=8)
     data = {
         "bars": {name: list(lengths) for name, lengths in bars.items()},
