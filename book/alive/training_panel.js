@@ -109,16 +109,17 @@ export class TrainingPanel {
   }
 
   draw() {
-    const { train, validation, stored } = COLOURS, dash = "6 3", own = this.stored;
+    const { train, validation, stored } = COLOURS, dash = "6 3", own = this.stored, end = this.steps ?? 100;
+    const within = (points) => points.filter(([step]) => step <= end);
     const lines = {
       "training loss": { points: this.losses, colour: train },
       "validation loss": { points: this.validation, colour: validation, dots: true },
     };
-    if (own.validation) lines[`validation loss, ${own.name}`] = { points: own.validation, colour: stored, dash };
-    this.loss.draw(lines, this.steps ?? 100);
+    if (own.validation) lines[`validation loss, ${own.name}`] = { points: within(own.validation), colour: stored, dash };
+    this.loss.draw(lines, end);
     const scores = { [this.score]: { points: this.scores, colour: validation, dots: true } };
-    if (own.accuracy) scores[own.name] = { points: own.accuracy, colour: stored, dash };
-    this.right.draw(scores, this.steps ?? 100);
+    if (own.accuracy) scores[own.name] = { points: within(own.accuracy), colour: stored, dash };
+    this.right.draw(scores, end);
     if (!this.losses.length && !this.validation.length) this.details.lastElementChild.textContent = "";
   }
 }

@@ -15,6 +15,7 @@ PAGES = {
     "tasks": "chapters/03_adapters/one_base_many_tasks.html",
     "prompt": "chapters/04_soft_prompts/prompt_tuning.html",
 }
+ALIVE = Path(__file__).parents[2] / "book" / "alive"
 MOST = 3_000_000  # bytes that pressing "Start" may load
 LONG = 300_000  # ms; a busy machine
 
@@ -137,3 +138,48 @@ def test_where_the_engine_cannot_be_had_the_page_says_what_to_do(tab, address):
     )
     assert tab.locator("figure.alive button").is_enabled()
     assert tab.locator("figure.alive .alive-still").is_visible()
+
+
+def test_too_little_memory_is_said(tab, address):
+    if tab.scheme == "dark":
+        pytest.skip("once is enough")
+    tab.set_default_timeout(LONG)
+    body = (ALIVE / "engine" / "memory.js").read_text(encoding="utf-8")
+    less = body.replace("START = 512, MOST = 8_192", "START = 120, MOST = 130")  # 8 MB
+    assert less != body
+    script = {"body": less, "content_type": "text/javascript"}
+    tab.route("**/engine/memory.js", lambda route: route.fulfill(**script))
+    tab.goto(f"{address}/{PAGES['lora']}", wait_until="load")
+    tab.locator("figure.alive button").click()
+    tab.wait_for_selector("text=It did not start. There is not enough memory: the browser gives")
+    assert tab.locator("figure.alive button").is_enabled()
+    assert tab.locator("figure.alive .alive-still").is_visible()
+
+
+def test_an_engine_that_stopped_says_what_to_do(tab, address):
+    if tab.scheme == "dark":
+        pytest.skip("once is enough")
+    press_start(tab, address, "lora")
+    tab.get_by_role("button", name="Train", exact=True).click()
+    tab.wait_for_selector("text=Before training")
+    tab.workers[0].evaluate("setTimeout(() => { throw new Error('gone'); })")
+    tab.wait_for_selector("text=The engine stopped")
+    tab.wait_for_selector("text=Reload the page and press Start again")
+
+
+def test_a_tab_that_slept_goes_on_and_says_so(tab, address):
+    if tab.scheme == "dark":
+        pytest.skip("once is enough")
+    press_start(tab, address, "lora")
+    tab.get_by_label("Base").select_option("pocket-gpt-tiny")
+    tab.wait_for_selector("text=pocket-gpt-tiny is loaded")
+    tab.get_by_role("button", name="Train", exact=True).click()
+    tab.wait_for_selector("text=Before training")
+    tab.evaluate("""() => {
+        const now = Date.now;
+        Object.defineProperty(document, "hidden", { get: () => true, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+        Date.now = () => now() + 60_000;
+    }""")
+    tab.wait_for_selector(r"text=/The tab was asleep for \d+ s; nothing is lost/")
+    tab.wait_for_selector("text=Train again")
