@@ -38,7 +38,7 @@ PAGES = [f"02_lora/{path.stem}" for path in sorted((CHAPTERS / "02_lora").glob("
 ]
 # Not the pages on adapters that ship trained for pocket-gpt (one_base_many_tasks, composing), on a
 # comparison stored for it (adapter_family), and on what its pretraining held (what_prompts_cannot_do).
-BASES = {  # or llama, which most of today's models are like: wide, bfloat16, with fewer keys than queries
+BASES = {  # or llama, which most of today's models are like: wider, bfloat16, with fewer keys than queries
     "02_lora/lora_beyond_text": ["vit"],
     "02_lora/lora_family": ["gpt2"],  # hundreds of trainings, so a narrow one
     "02_lora/why_low_rank": ["gpt2"],
@@ -77,10 +77,10 @@ def hub(tmp_path_factory):
     transformers.GPT2LMHeadModel(config).save_pretrained(root / "gpt2")
     llama = transformers.LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=384,
+        hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=6,
+        num_attention_heads=4,
         num_key_value_heads=2,
         bos_token_id=0,
         eos_token_id=0,
