@@ -40,9 +40,13 @@ assert min(records) > 10 and losses[-1] < losses[0], (records, losses)
 print(f"Python {sys.version.split()[0]}: {pedagogic_peft.__version__} adapts, loads and reads")
 """
 RUN = """
-import sys
+import json, sys
 from IPython.core.interactiveshell import InteractiveShell
-InteractiveShell.instance().safe_execfile_ipy(sys.argv[1], raise_exceptions=True)
+
+shell = InteractiveShell.instance()
+for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
+    if cell["cell_type"] == "code":
+        shell.run_cell("".join(cell["source"])).raise_error()
 """
 
 

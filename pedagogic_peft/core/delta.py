@@ -140,9 +140,10 @@ def key_of(delta: nn.Module) -> Any:
     return (kind, BATCHED[kind].key(delta)) if kind in BATCHED else delta
 
 
-def linear(d_in: int, d_out: int) -> Any:
+def linear(d_in: int, d_out: int) -> nn.Linear:
     """Return ``nn.Linear(d_in, d_out, bias=False)``, made in less time: the same numbers are drawn."""
-    made, bound = blank(nn.Linear), 1 / math.sqrt(d_in)
+    made: nn.Linear = blank(nn.Linear)
+    bound = 1 / math.sqrt(d_in)
     vars(made).update(in_features=d_in, out_features=d_out)
     weight = torch.empty(d_out, d_in).uniform_(-bound, bound)
     made._parameters.update(weight=nn.Parameter(weight), bias=None)

@@ -31,6 +31,7 @@ from pedagogic_peft.core.delta import Delta, Deltas, Reference
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View, layer_of
 from pedagogic_peft.core.targets import Targets, is_linear, sizes
+from pedagogic_peft.methods.padding_trial import reach_the_text, refuse_behind_padding
 
 Function = Callable[[Tensor], Tensor]
 
@@ -67,7 +68,9 @@ class BottleneckAdapter(Method):
         leave_out: numbers of the layers without adapters, counted from 0 (specialised AdapterDrop,
             Rücklé et al. 2021, arXiv:2010.11918); in T5, of the encoder and of the decoder.
         target_modules: names or a regular expression, as in `LoRA`: the linear maps whose outputs
-            adapters read and change. None means those of the placement. Not with "parallel".
+            adapters read and change. None means those of the placement. Not with "parallel". Adapters
+            have biases: where these would bring back padding that the model has hidden (Mamba's
+            ``in_proj``), "all-linear" has no adapter, and a name is refused; see `padding_trial`.
         modules_to_save: names of modules to train in full.
 
     Raises:
@@ -107,13 +110,22 @@ class BottleneckAdapter(Method):
             places = modules_in_role(view, *PLACEMENTS[self.placement](roles_of(view.model)))
         else:
             places = super().targets(view, without)
+        if self.target_modules == "all-linear":
+            lost = reach_the_text(view.model, places)
+            places = {path: module for path, module in places.items() if path not in lost}
         layers = dict.fromkeys(map(layer_of, places))
         good, expected = set(self.leave_out) < layers.keys(), f"some of the layers {list(layers)}"
         validation.expect(good, "leave_out", self.leave_out, f"{expected}, not all")
         return {p: module for p, module in places.items() if layer_of(p) not in self.leave_out}
 
     def deltas(self, view: View, places: Modules) -> Deltas:
-        """Return ``{path: delta}``; with "parallel", also the taps where those read."""
+        """Return ``{path: delta}``; with "parallel", also the taps where those read.
+
+        Raises:
+            ValueError: what an adapter adds at padding would reach the text behind it.
+        """
+        if self.target_modules not in (None, "all-linear"):
+            refuse_behind_padding(view.model, places)
         deltas: dict[str, Any] = super().deltas(view, places)
         if self.placement == "parallel":
             roles = roles_of(view.model)

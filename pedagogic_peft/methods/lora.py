@@ -32,6 +32,7 @@ from pedagogic_peft.core.targets import (
 )
 from pedagogic_peft.methods.biases import WHICH, AddedBias, TrainedBias, bias_owners
 from pedagogic_peft.methods.experts import LoRAExperts, LoRAParameter, find_parameters
+from pedagogic_peft.methods.padding_trial import refuse_behind_padding
 from pedagogic_peft.methods.together import together
 from pedagogic_peft.methods.token_rows import Tokens, check_tokens, is_lookup, token_rows
 
@@ -206,7 +207,8 @@ class LoRA(Method):
             value leaves them alone. Without dropout: it would need an input of each weight.
         bias: which of the model's own biases are trained too: "none", "all" or those of the targets
             ("lora_only").
-        lora_bias: whether B (A x) gets a bias of its own, which the scaling multiplies too.
+        lora_bias: whether B (A x) gets a bias of its own, which the scaling multiplies too. Refused
+            where it would bring back padding that the model has hidden; see `padding_trial`.
         trainable_token_indices: ids of tokens whose embeddings are trained, as new tokens need it,
             with what is tied to them; or {name of a table: ids}. See `TokenRows`.
 
@@ -291,7 +293,7 @@ class LoRA(Method):
         return together(
             deltas,
             self.of_parameters(parameters),
-            self.added_biases(places, deltas),
+            self.added_biases(view, places, deltas),
             {path: TrainedBias(module) for path, module in biases.items()},
             token_rows(view, self.trainable_token_indices, places),
         )
@@ -305,12 +307,13 @@ class LoRA(Method):
             deltas.setdefault(place, LoRAExperts()).loras[name] = LoRAParameter(module, name, *own)
         return deltas
 
-    def added_biases(self, places: Modules, deltas: Any) -> Deltas:
+    def added_biases(self, view: View, places: Modules, deltas: Any) -> Deltas:
         """Return ``{path: delta}`` of the biases that `lora_bias` adds to the outputs."""
         if not self.lora_bias:
             return {}
         if tables := [path for path, m in places.items() if isinstance(m, nn.Embedding)]:
             raise ValueError(f"lora_bias=True: {tables[0]!r} is an embedding, which has no bias")
+        refuse_behind_padding(view.model, places)
         return {p: AddedBias(sizes(m)[1], deltas[p].scaling) for p, m in places.items()}
 
     def delta(self, path: str, module: Any) -> Any:

@@ -110,13 +110,22 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside the block the frozen model is in evaluation; later it and random numbers are as before."""
-    training = {module: module.training for module in model.modules()}
+    """Inside the block the frozen model is in evaluation; later it and random numbers are as before.
+
+    So are the attributes and children that a pass changes: BigBird exchanges its attentions at a short text.
+    """
+    modules = list(model.modules())
+    before = [(dict(vars(m)), dict(m._modules), dict(m._buffers)) for m in modules]
     frozen = disabled(model) if "_adaptations" in vars(model) else nullcontext()
-    model.eval()
     try:
         with frozen, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            model.eval()
             yield
     finally:
-        for module, was in training.items():
-            module.training = was
+        for module, (own, children, buffers) in zip(modules, before, strict=True):
+            vars(module).clear()
+            vars(module).update(own)
+            module._modules.clear()
+            module._modules.update(children)
+            module._buffers.clear()
+            module._buffers.update(buffers)

@@ -108,8 +108,9 @@ def test_every_run_of_the_comparison_of_sizes_is_stored_once():
     cells = [
         cell
         for base in prompt_limits.BASES
-        for cell in prompt_limits.search(base) + prompt_limits.repeats(records, base)
-    ] + prompt_limits.controls()
+        for kind in prompt_limits.kinds(base)
+        for cell in prompt_limits.search(base, kind) + prompt_limits.repeats(records, base, kind)
+    ]
     stored = [{key: record[key] for key in cells[0]} for record in records]
     assert len(records) == len(cells) and all(cell in stored for cell in cells)
 

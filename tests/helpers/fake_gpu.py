@@ -121,6 +121,7 @@ class FakeGPU(TorchFunctionMode):
         from accelerate import Accelerator
 
         make, found = nn.Parameter.__new__, torch.cuda.is_available
+        fork_rng = torch.random.fork_rng
 
         def parameter(cls: type, data: Any = None, requires_grad: bool = True) -> Any:
             new = make(cls, data, requires_grad)
@@ -133,16 +134,21 @@ class FakeGPU(TorchFunctionMode):
         def device(accelerator: Any) -> torch.device:
             return CPU if accelerator.state._cpu else GPU
 
+        def of_the_cpu(devices: Any = None, *args: Any, **kwargs: Any) -> Any:
+            return fork_rng([], *args, **kwargs)  # the GPU has no generator of its own
+
         self._before = [
             (owner, key, vars(owner)[key])
             for owner, key in (
                 (nn.Parameter, "__new__"),
                 (torch.cuda, "is_available"),
+                (torch.random, "fork_rng"),
                 (Accelerator, "device"),
             )
         ]
         nn.Parameter.__new__ = staticmethod(parameter)
         torch.cuda.is_available = is_available
+        torch.random.fork_rng = of_the_cpu
         Accelerator.device = property(device)
         return super().__enter__()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pedagogic_peft.core.delta import linear
+from pedagogic_peft.core.delta import EMPTY, HOLDERS, blank, linear
 from pedagogic_peft.methods.fused import fused_lora
 from pedagogic_peft.methods.lora import LoRALinear
 
@@ -68,3 +68,10 @@ def test_a_lora_is_drawn_as_from_torchs_own_maps():
     A, _ = nn.Linear(48, 4, bias=False), nn.Linear(4, 32, bias=False)
     nn.init.kaiming_uniform_(A.weight, a=5**0.5)
     assert torch.equal(delta.lora_A.weight, A.weight) and torch.equal(after, torch.rand(3))
+
+
+def test_a_module_that_is_made_in_less_time_has_what_torchs_own_has():
+    made, own = vars(blank(nn.Identity)), vars(nn.Identity())
+    assert made == own and [*made] == [*own]
+    assert not any(made[name] is EMPTY[name] for name in HOLDERS)
+    assert all(isinstance(EMPTY[name], bool | None) for name in {*EMPTY} - {*HOLDERS})

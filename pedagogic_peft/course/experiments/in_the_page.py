@@ -51,7 +51,12 @@ def fit(
 
     curves = {key: [[0, round(value, 4)]] for key, value in evaluate(model).items()}
     data = tasks.encode(tokenizer, examples)
-    settings = {"steps": STEPS, "batch_size": BATCH, "seed": SEED, "progress": False}
+    settings: dict[str, Any] = {
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "seed": SEED,
+        "progress": False,
+    }
     history = train(model, data, lr=RATES[kind], evaluate=evaluate, eval_every=EVERY, **settings)
     for record in history:
         for key in curves.keys() & record.keys():
@@ -83,7 +88,8 @@ def prompt(kind: str) -> Cell:
         return tasks.style_accuracy(model, tokenizer, "tale", test)
 
     curves = fit(model, tokenizer, kind, tales(1000, 1), tales(40, 3), score)
-    table = torch.nn.functional.normalize(model.get_input_embeddings().weight, dim=1)
+    embeddings: Any = model.get_input_embeddings()
+    table = torch.nn.functional.normalize(embeddings.weight, dim=1)
     rows = next(p for p in model.parameters() if p.requires_grad).detach()
     cosines, ids = (torch.nn.functional.normalize(rows, dim=1) @ table.T).max(dim=1)
     nearest = [
@@ -103,7 +109,12 @@ def serving(kind: str) -> Cell:
     for name, (examples, lr) in parts.items():
         torch.manual_seed(SEED)
         attach(server, LORA, name)
-        settings = {"steps": STEPS, "batch_size": BATCH, "seed": SEED, "progress": False}
+        settings: dict[str, Any] = {
+            "steps": STEPS,
+            "batch_size": BATCH,
+            "seed": SEED,
+            "progress": False,
+        }
         train(server, tasks.encode(tokenizer, examples), lr=lr, **settings)
     rows = [None, "reviews", "tales"]
     activate(server, rows=rows * 2)

@@ -31,7 +31,8 @@ def turned(delta: Tensor) -> Tensor:
     """Return a change with the singular values of ``delta`` and random directions: the control."""
     U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
     left, right = (torch.linalg.qr(torch.randn_like(side)).Q for side in (U, Vh.T))
-    return left * S @ right.T
+    other: Tensor = left * S @ right.T
+    return other
 
 
 def halved(W: Tensor, components: Tensor) -> Tensor:
@@ -42,4 +43,5 @@ def halved(W: Tensor, components: Tensor) -> Tensor:
 def shrunk(W0: Tensor, W: Tensor, components: Tensor) -> Tensor:
     """Return the tuned weight with all of its change scaled down, as far as `halved` is from it."""
     away = (0.5 * components.sum(0)).norm() / (W - W0).norm().clamp_min(1e-12)
-    return W0 + (1 - away).clamp_min(0) * (W - W0)
+    less: Tensor = W0 + (1 - away).clamp_min(0) * (W - W0)
+    return less

@@ -3,7 +3,7 @@
     python -m pedagogic_peft.course.experiments.prefix_grid    # runs what is missing, 3 minutes in all
 
 The task, the examples and the search are those of `prompt_grid`: seed 0 tries four or five learning
-rates, and the best of them by the validation score is run on two seeds more.
+rates, and the best of them by the validation score is run on four seeds more.
 """
 
 import copy

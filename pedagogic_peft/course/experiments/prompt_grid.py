@@ -1,9 +1,9 @@
 """The grid of page 4.1: how a soft prompt begins, how long it is, and its learning rate.
 
-    python -m pedagogic_peft.course.experiments.prompt_grid    # runs what is missing, 5 minutes in all
+    python -m pedagogic_peft.course.experiments.prompt_grid    # runs what is missing, 6 minutes in all
 
 The task is a style that pocket-gpt's pretraining held, but seldom: every sentence ends in "so they
-say". Seed 0 tries the learning rates; the one with the best validation score is run on two seeds more.
+say". Seed 0 tries the learning rates; the one with the best validation score is run on four seeds more.
 The page reports test scores.
 """
 
@@ -21,7 +21,7 @@ from pedagogic_peft.course.pocket import tasks
 
 RESULTS = Path(__file__).with_name("prompt_grid.jsonl")
 STYLE, TEXT = "tale", "leo was happy , so they say ."  # eight words
-SEEDS, RATES = (0, 1, 2), (0.01, 0.03, 0.1, 0.3, 1.0)
+SEEDS, RATES = (0, 1, 2, 3, 4), (0.01, 0.03, 0.1, 0.3, 1.0)
 SETTINGS: dict[str, Any] = {"steps": 60, "batch_size": 16, "progress": False}
 
 
