@@ -1,8 +1,8 @@
 """Sphinx extension: what a link to a term, a paper or an equation leads to, shown without leaving the page.
 
 When all pages are written, definitions, references and equations are collected in one script, which custom.js
-loads the first time that a reader points at such a link. Links work without it. (sphinx-tippy and sphinx-hoverxref
-take their scripts from other hosts.)
+loads the first time that a reader points at such a link. Links work without it. (sphinx-tippy and
+sphinx-hoverxref take their scripts from other hosts.)
 """
 
 import json

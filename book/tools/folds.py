@@ -62,12 +62,12 @@ def called(node: ast.AST) -> list[str]:
 
 
 def fold(cells: list[dict]) -> list[dict]:
-    """Mark the cells to fold; set-up that prints nothing becomes one fold with the set-up before it."""
+    """Mark the cells to fold; set-up, or a script, becomes one fold with that before it."""
     kept: list[dict] = []
     for cell in cells:
         kind = kind_to_fold(cell)
         before = kept[-1] if kept else {}
-        if kind == "setup" and before.get("kind") == "setup" and not before["outputs"]:
+        if kind in ("setup", "script") and before.get("kind") == kind and not before["outputs"]:
             joined = "".join(before["source"]) + "\n\n" + "".join(cell["source"])
             kept[-1] = cell = {**cell, "source": joined}
         else:

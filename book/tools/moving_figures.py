@@ -22,7 +22,10 @@ CAPTION = re.compile(r"<figcaption>(.*?)</figcaption>\n?", re.DOTALL)
 NAME = re.compile(
     r'<figure class="(?:explorable|alive)"(?: data-alive="\w+")? data-figure="([\w-]+)">'
 )
-ALT = re.compile(r'class="stage" role="\w+" aria-label="([^"]*)"')
+# What a figure says that it shows; a panel of book/alive says it above its stored results.
+ALT = re.compile(
+    r'class="stage" role="\w+" aria-label="([^"]*)"|class="alive-still">\s*<p>(.*?)</p>'
+)
 
 
 def number(app, doctree) -> None:
@@ -41,21 +44,30 @@ def wrap(doctree, bundle, raw, moves: bool = True) -> None:
     text = raw.astext()
     stills = [still_of(image, text) for image in list(bundle.findall(nodes.image))[:1]]
     # One that was given no caption has the words that say what it shows.
-    caption = CAPTION.search(text) or ALT.search(text)
+    caption = CAPTION.search(text)
     raw.children = [nodes.Text(CAPTION.sub("", text))]
     raw.rawsource = ""
     figure = nodes.figure("", names=[NAME.search(text).group(1)])
     figure.source, figure.line = bundle.source, bundle.line
     doctree.note_implicit_target(figure, figure)
     bundle.replace_self(figure)
+    if moves:  # a panel of book/alive shows its stored results without scripts
+        stills = stills if 'class="explorable"' in text else []
     shown = [bundle, *stills] if moves else stills
-    figure += [*shown, nodes.caption("", html.unescape(caption.group(1)))]
+    figure += [
+        *shown,
+        nodes.caption("", html.unescape(caption.group(1)) if caption else says_of(text)),
+    ]
+
+
+def says_of(text: str) -> str:
+    return html.unescape(next(filter(None, ALT.search(text).groups())))
 
 
 def still_of(image: nodes.image, text: str) -> nodes.image:
     """The picture that a notebook stored beside the HTML, which says what it shows."""
     still = image.deepcopy()
-    still["alt"] = html.unescape(ALT.search(text).group(1))
+    still["alt"] = says_of(text)
     still["classes"] = ["still"]
     return still
 

@@ -1,7 +1,7 @@
 """Sphinx extension: figures and equations are numbered by page: Fig. 2.2.1 is the first of page 2.2.
 
-Sphinx counts through the whole book where the contents have no numbers of their own, as here, where they stand in
-the titles: then a figure more on page 1.1 gives all others a new number.
+Sphinx counts through the whole book where the contents have no numbers of their own, as here, where they
+stand in the titles: then a figure more on page 1.1 gives all others a new number.
 """
 
 import re
@@ -10,7 +10,7 @@ NUMBER = re.compile(r"(\d+)(?:\.(\d+))?\s")
 
 
 def number_by_page(app, env) -> list[str]:
-    """Replace Sphinx's numbers, once it has given them; a page without a number of its own counts from one."""
+    """Replace Sphinx's numbers, once it has given them; a page without a number counts from one."""
     for page, entry in app.config.external_site_map.items():
         title = NUMBER.match(entry.title or "")
         start = tuple(int(part) for part in title.groups() if part) if title else ()

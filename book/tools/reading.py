@@ -245,12 +245,15 @@ def add_line(app, doctree, page: str, fact: dict) -> None:
         "", f"About {fact['minutes']} minutes to read. ", classes=["reading-time"]
     )
     if app.builder.name == "html":  # not in the EPUB, which holds no notebooks
-        line += [
+        line += nodes.inline(
+            "",
+            "",
             nodes.reference("", "Open in Colab", refuri=colab(app.config, page), internal=False),
             nodes.Text(" · "),
             nodes.reference("", "Download", refuri=downloaded(app, page), internal=True),
             nodes.Text("."),
-        ]
+            classes=["on-screen"],
+        )
     known = objects(app)
     names = sorted(fact["used"] & set(known)) + [n.rsplit(".", 1)[1] for n in fact["built"]]
     names = [name for name in dict.fromkeys(names) if name in known]

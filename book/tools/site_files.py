@@ -2,8 +2,8 @@
 
 * ``sitemap.xml``: every page, for search engines.
 * ``404.html``: for an address that leads nowhere; hosts show it by itself.
-* ``llms.txt`` and each page as Markdown (``PAGE.md`` beside ``PAGE.html``), for readers who ask a language model
-  about a page. Of a notebook: its text, its code, and what it printed.
+* ``llms.txt`` and each page as Markdown (``PAGE.md`` beside ``PAGE.html``), for readers who ask a language
+  model about a page. Of a notebook: its text, its code, and what it printed.
 """
 
 import html

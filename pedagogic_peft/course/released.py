@@ -80,7 +80,7 @@ def fetch(name: str) -> Path:
         name: a key of `RELEASES`.
 
     Returns:
-        The folder: configuration, tokenizer, float32 weights, ``ORIGIN.md`` and the licence.
+        The folder, with configuration, tokenizer, float32 weights, ``ORIGIN.md`` and the licence.
 
     Raises:
         OSError: no network, another checksum, no room on the disk, or no right to write; names the package,

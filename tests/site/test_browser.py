@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 SITE = Path(__file__).parents[2] / "_build" / "html"
-PAGES = sorted(  # but the site's address, which leads to the landing page
-    str(path.relative_to(SITE))
-    for path in SITE.rglob("*.html")
-    if "_static" not in path.parts and path != SITE / "index.html"
+PAGES = (
+    sorted(  # but the site's address, which leads to the landing page, and the page for the lost
+        str(path.relative_to(SITE))
+        for path in SITE.rglob("*.html")
+        if "_static" not in path.parts and path not in (SITE / "index.html", SITE / "404.html")
+    )
 )
 HEAVIEST = 600_000  # bytes over the wire, at first view
 MOST_SHIFT = 0.05  # of layout, half of what Chromium calls good; a font that arrives moves a line

@@ -125,7 +125,7 @@ def test_figures_and_equations_are_numbered_by_page():
     for entry in [entry for part in parts for entry in part["chapters"]]:
         page = read(SITE / f"{entry['file']}.html")
         number = re.match(r"[\d.]+(?= )", entry.get("title", ""))
-        captions = page.select("article figure > figcaption > .caption-number")
+        captions = page.select("article figure > figcaption .caption-number")
         figures = [caption.get_text().split()[1] for caption in captions]
         equations = [tag.find(string=True).strip("()") for tag in page.select("article .eqno")]
         for numbers in (figures, equations):
