@@ -21,6 +21,7 @@ export async function begin(figure) {
     bar.remove();
     figure.querySelector(".alive-still").hidden = true;
     status.remove();
+    if (about.kernel === "JavaScript") box.append(el("p", { textContent: "This browser has no WebAssembly with vector instructions. All works, about four times slower." }));
     await build(box, engine, about, stored);
     box.focus({ preventScroll: true });
   } catch (error) {

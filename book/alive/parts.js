@@ -1,7 +1,12 @@
 // What the places are made of: elements, controls, charts, and words for what went wrong.
 
+// ARIA is set as attributes, since some browsers lack it as properties.
 export function el(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key.startsWith("aria")) made.setAttribute(`aria-${key.slice(4).toLowerCase()}`, value);
+    else made[key] = value;
+  }
   made.append(...children);
   return made;
 }

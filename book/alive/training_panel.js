@@ -57,7 +57,7 @@ export class TrainingPanel {
     this.changed?.();
     this.button.textContent = "Stop";
     this.again.hidden = true;
-    this.last = Date.now();
+    this.began = this.last = Date.now();
     this.slept = 0;
     try {
       const result = await this.engine.ask("train", { name: this.name, ...wanted }, (at) => this.show(at));
@@ -101,9 +101,10 @@ export class TrainingPanel {
     if (!step) parts[0] = `Before training (${this.count.toLocaleString("en")} numbers to train)`;
     parts.push([step && `training loss ${mean.toFixed(2)}`, `validation loss ${validation.toFixed(2)}`,
       accuracy !== undefined && `${this.score} ${percent(accuracy)}`].filter(Boolean).join(", "));
+    if (step === steps) parts.push(`${Math.round((Date.now() - this.began) / 1000)} s since Train was pressed`);
     if (this.slept) parts.push(`the tab was asleep for ${Math.round(this.slept / 1000)} s; nothing is lost`);
     this.slept = 0;
-    this.status.textContent = `${parts.join(": ")}.`;
+    this.status.textContent = `${parts.slice(0, 2).join(": ")}. ${parts.slice(2).map((part) => `${part[0].toUpperCase()}${part.slice(1)}.`).join(" ")}`.trim();
     this.details.lastElementChild.textContent += `${this.status.textContent}\n`;
   }
 

@@ -149,6 +149,27 @@ def test_a_figure_that_moves_gets_a_caption_that_is_numbered():
     assert [len(figure) for figure in figures] == [2, 2], "only a picture and its caption"
 
 
+@pytest.mark.parametrize(("builder", "kinds"), [("html", ["container"]), ("epub", ["image"])])
+def test_a_figure_in_which_the_reader_trains_has_one_still_and_a_caption(builder, kinds):
+    from types import SimpleNamespace
+
+    from docutils import nodes
+    from docutils.utils import new_document
+
+    from pedagogic_peft.course.figures import alive
+
+    tool, page = load("moving_figures"), new_document("page")
+    bundle = nodes.container(nb_element="mime_bundle")
+    bundle += [nodes.raw("", alive("lora").html, format="html"), nodes.image(uri="still.png")]
+    page += bundle
+    tool.number(SimpleNamespace(builder=SimpleNamespace(name=builder)), page)
+    [figure] = page.findall(nodes.figure)
+    assert figure[-1].astext() == "Train it yourself: a LoRA of pocket-gpt on reviews."
+    assert [part.tagname for part in figure[:-1]] == kinds
+    if builder == "epub":
+        assert figure[0]["alt"].startswith("A LoRA (r = 8, α = 16)")
+
+
 def test_the_sites_address_leads_on(tmp_path):
     landing = tmp_path / "book" / "index.html"
     landing.parent.mkdir()

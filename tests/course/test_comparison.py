@@ -47,9 +47,8 @@ def test_a_bench_that_was_killed_ends_with_the_same_runs(tmp_path, monkeypatch):
     long = [r for r in records if r["steps"] > comparison.ALL[r["task"]].steps]
     assert {(r["rate"], r["seed"]) for r in long} == {(0.1, seed) for seed in (0, 1, 2)}
     assert comparison.best_rate(records, "style", "LoRA") == 0.1  # where the score is highest
-    tried = {r["rate"] for r in records if (r["task"], r["method"]) == ("style", "LoRA")}
     gentle = comparison.gentlest_rate(records, "style", "LoRA")
-    assert gentle == min(tried) < 0.1
+    assert gentle == 0.01  # the lowest with half of what 0.1 has
     for method, rate in (("LoRA", gentle), ("VeRA", 0.1), ("full", 0.1)):
         at = comparison.at_rate(records, "style", method, rate)
         assert [r["seed"] for r in at] == [0, 1, 2, 3, 4]

@@ -8,6 +8,7 @@ import torch
 from pedagogic_peft.course.experiments import (
     adapters,
     composing,
+    in_the_page,
     learned_and_kept,
     lora_family,
     lora_grid,
@@ -156,3 +157,13 @@ def test_muon_is_pytorchs(shape):
             parameter.grad = gradient.clone()
             optimizer.step()
     torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0)  # theirs works in bfloat16
+
+
+def test_the_runs_beside_those_of_the_page_are_stored_once():
+    records = store.read(in_the_page.RESULTS)
+    assert sorted(r["kind"] for r in records) == sorted(in_the_page.RUNS)
+    for record in records:
+        if "losses" in record:
+            assert len(record["losses"]) == in_the_page.STEPS
+            measured = [step for step, _ in record["validation"]]
+            assert measured == list(range(0, in_the_page.STEPS + 1, in_the_page.EVERY))

@@ -325,3 +325,22 @@ def test_the_books_figures_are_wide_and_low():
     with plt.rc_context():
         use_style()
         assert plt.rcParams["figure.figsize"] == [6.0, 3.2]
+
+
+@pytest.mark.parametrize("place", ["lora", "serving", "tasks", "prompt"])
+def test_a_figure_in_which_the_reader_trains_is_a_still_elsewhere(place):
+    from pedagogic_peft.course.figures import alive
+
+    figure = alive(place)
+    assert f'data-alive="{place}"' in figure.html and "<script" not in figure.html
+    assert '<button type="button" hidden>' in figure.html  # the site's script shows it
+    assert "<svg" in figure.html or "<table" in figure.html
+    assert figure.png.startswith(b"\x89PNG") and len(figure.text.splitlines()) > 2
+    assert len(figure.html) < 6_000  # what a page weighs before the button is pressed
+
+
+def test_a_place_that_is_not_there_is_named():
+    from pedagogic_peft.course.figures import alive
+
+    with pytest.raises(ValueError, match="place='loar': expected one of lora, serving"):
+        alive("loar")

@@ -13,6 +13,7 @@ import torch
 
 import pedagogic_peft as pp
 from pedagogic_peft import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning, attach, load, save
+from pedagogic_peft.course.experiments import task_adapters
 from pedagogic_peft.course.models import pocket_folder
 from pedagogic_peft.course.pocket import stories, tasks
 from pedagogic_peft.training.loop import repeat, shuffled
@@ -135,6 +136,18 @@ def test_what_rounding_to_16_bits_changes(page, place, base):
     off = torch.tensor(page.ask("logits", ids=texts)) - last_logits(model, texts)
     assert off.pow(2).mean().sqrt().item() <= 3e-4
     assert off.abs().max().item() <= 5e-3
+
+
+def test_the_stored_adapters_write_the_same_in_8_bits(page):
+    page.ask("open", base="pocket-gpt")
+    for name, draw in task_adapters.TASKS.items():
+        model, tokenizer = pp.load_base("pocket-gpt")
+        load(model, task_adapters.FOLDER / name)
+        texts = [e.prompt for e in draw(12, 77)]
+        page.ask("fetchAdapter", name=name, folder=name)
+        found = page.ask("write", texts=texts, name=name, most=12)
+        wanted = tasks.continuations(model, tokenizer, texts, 12)
+        assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= 11, name
 
 
 def files_of(folder: Path) -> dict:

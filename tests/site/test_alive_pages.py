@@ -88,10 +88,12 @@ def test_a_review_is_judged_merged_saved_and_opened(tab, address, tmp_path):
     model, _ = pp.load_base("pocket-gpt-tiny")
     pp.load(model, tmp_path / "my-lora")
     for files in ([archive], sorted((tmp_path / "my-lora").iterdir())):
+        tab.evaluate(
+            "document.querySelectorAll('.alive-box output').forEach((o) => o.replaceChildren())"
+        )
         tab.set_input_files(".alive-box input[type=file]", files)
         tab.wait_for_selector("text=Opened: a LoRA of")
-        tab.get_by_role("button", name="Train again").click()
-        tab.wait_for_selector("text=Step 12 of 12")
+        tab.wait_for_selector("text=With your LoRA: ")
     wrong = Path(archive.parent / "notes.json")
     wrong.write_text("{}")
     tab.set_input_files(".alive-box input[type=file]", wrong)
@@ -102,7 +104,7 @@ def test_ten_examples_of_the_readers_own(tab, address):
     if tab.scheme == "dark":
         pytest.skip("once is enough")
     press_start(tab, address, "tasks")
-    examples = tab.get_by_label("Your examples")
+    examples = tab.get_by_label("Your examples, one a line")
     assert len(examples.input_value().splitlines()) == 10
     examples.fill("a red ball = blue ball\nno answer")
     tab.get_by_role("button", name="Train", exact=True).click()

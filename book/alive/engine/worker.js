@@ -71,7 +71,7 @@ function measure({ watch, test }, adaptations) {
 // Examples that are to be drawn, or the reader's own.
 const given = (wanted) => Array.isArray(wanted) ? wanted : drawn(wanted);
 
-function testOf(wanted) {
+function testFor(wanted) {
   const { tokenizer, world } = state, { task } = wanted, some = given(wanted), texts = some.map((e) => tokenizer.encode(e.prompt));
   if (task === "sentiment") return { labels: world.verdicts.map((word) => tokenizer.ids[word]), texts, answers: some.map((e) => tokenizer.ids[e.answer]) };
   return task in world.styles ? { style: task, texts } : { wanted: some.map((e) => e.answer), texts };
@@ -103,7 +103,7 @@ const actions = {
       const adaptation = fixed ? fromFolder(fixed.files, state.model) : new METHODS[method](settings).start(state.model, random);
       const raw = own ?? (fixed ? null : drawn(data));
       run = new Run(state.model, adaptation, fixed?.examples ?? raw.map((e) => tokenizer.example(e)), { steps, batchSize, lr, random, batches: fixed?.batches });
-      run.measures = { watch: watch ? given(watch).map((e) => tokenizer.example(e)) : [], test: test ? testOf(test) : {} };
+      run.measures = { watch: watch ? given(watch).map((e) => tokenizer.example(e)) : [], test: test ? testFor(test) : {} };
       state.adaptations[name] = adaptation;
       state.runs[name] = run;
       if (watch) tell({ step: 0, steps, count: adaptation.count, ...measure(run.measures, [adaptation]) });
@@ -126,7 +126,7 @@ const actions = {
 
   // The test accuracy with ΔW (LoRA's) multiplied by a weight.
   score({ name, test, weight = 1 }) {
-    const { texts, labels, answers } = testOf(test), rows = nextLogits(state.model, texts, named(name), [texts.map(() => weight)]);
+    const { texts, labels, answers } = testFor(test), rows = nextLogits(state.model, texts, named(name), [texts.map(() => weight)]);
     return rows.filter((row, i) => labels.every((label) => row[answers[i]] >= row[label])).length / rows.length;
   },
 

@@ -19,6 +19,7 @@ export async function build(box, engine, { verdicts, vocabulary }, stored) {
   const steps = number("Steps", 100, { min: 10, max: 1000 }), seed = number("Seed", 0, { min: 0, max: 1e9 });
   const settings = [base, rank, alpha, rate, targets, steps, seed];
   const own = text("One a line, as in: the soup was not dull they = smiled", "", { rows: 5 });
+  own.input.placeholder = "nobody found the soup dull they = smiled\nthe cake was sweet but the room was dark they = frowned";
   const useOwn = el("input", { type: "checkbox" });
 
   const request = async () => {

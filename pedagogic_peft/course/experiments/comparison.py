@@ -21,7 +21,7 @@ import copy
 import os
 import statistics
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -263,19 +263,17 @@ def cell(task: str, method: str, rate: float, seed: int, times: int = 1) -> Cell
     return keys | {"n": the.n, "steps": times * the.steps}
 
 
-def stages(records: Sequence[Cell]) -> list[list[Cell]]:
-    """Return the runs that the rule asks for, given those that are known, in order.
+def stages(records: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Yield the runs that the rule asks for, given those that are known, in order.
 
     First the search of every task, then the seeds of the best rates, those of the variants after them;
     then LoRA's rates and the gentle ones, and the long runs at last.
     """
-    return [
-        [cell(task, "frozen", 0.0, 0) for task in ALL],
-        *_searches(records, TASKS),
-        *_searches(records, VARIANTS),
-        _more_rates(records),
-        _long_runs(records),
-    ]
+    yield [cell(task, "frozen", 0.0, 0) for task in ALL]
+    yield from _searches(records, TASKS)
+    yield from _searches(records, VARIANTS)
+    yield _more_rates(records)
+    yield _long_runs(records)
 
 
 def _found(records: Sequence[Cell], task: str) -> list[str]:
@@ -335,8 +333,9 @@ def _long_runs(records: Sequence[Cell]) -> list[Cell]:
 
 def missing(records: Sequence[Cell]) -> list[Cell]:
     """Return the runs of the first stage that is not all stored; none when the bench is finished."""
-    done = [{key: r[key] for key in cell("vision", "", 0.0, 0)} for r in records]
-    left = ([each for each in stage if each not in done] for stage in stages(records))
+    keys = cell("vision", "", 0.0, 0).keys()
+    done = {tuple(r[key] for key in keys) for r in records}
+    left = ([c for c in stage if tuple(c.values()) not in done] for stage in stages(records))
     return next((stage for stage in left if stage), [])
 
 

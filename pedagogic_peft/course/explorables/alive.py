@@ -131,11 +131,11 @@ def chart(lines: Lines, label: str, ticks: Sequence[float]) -> str:
     for i, (name, (points, colour)) in enumerate(lines.items()):
         places = " ".join(at(step, value) for step, value in points)
         dash = ' stroke-dasharray="6 3"' if i else ""
-        left, y = LEFT + 110 * i, HEIGHT - 8
+        left, bottom = LEFT + 110 * i, HEIGHT - 8
         parts += [
             f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="2.5"{dash}/>',
-            f'<line x1="{left}" x2="{left + 22}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" '
-            f'stroke-width="3"{dash}/><text x="{left + 27}" y="{y}">{html.escape(name)}</text>',
+            f'<line x1="{left}" x2="{left + 22}" y1="{bottom - 4}" y2="{bottom - 4}" stroke="{colour}" '
+            f'stroke-width="3"{dash}/><text x="{left + 27}" y="{bottom}">{html.escape(name)}</text>',
         ]
     middle = (LEFT + WIDTH) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 25}" text-anchor="middle">step ({label})</text>')
