@@ -6,6 +6,7 @@ nothing of this needs. It takes minutes and, without pip's cache, a network.
 """
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -41,9 +42,11 @@ def installed(package: Path, where: Path) -> Path:
     requirements = where / "requirements.txt"
     requirements.write_text("\n".join(lines).replace(build.UNPACKED, str(source)) + "\n")
     subprocess.run([sys.executable, "-m", "venv", where / "fresh"], check=True)
+    # On PYTHONPATH pip would find this repository, and take the library for installed.
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run(
         [where / "fresh/bin/pip", "install", "--quiet", "--no-compile", "-r", requirements],
-        check=True, timeout=1800,
+        check=True, timeout=1800, env=own,
     )  # fmt: skip
     return where / "fresh"
 
