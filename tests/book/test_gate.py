@@ -142,13 +142,13 @@ PLANTED = {  # what is planted into a copy of a page: (a text of its code, what 
         "Markdown(claims_table(rows))",
         "word = holds(runs(records, 'style', 'LoRA')[0]['test'] > 0.5)",
     ),
-    "an edge that nobody names": ("06_practice/tuning", "edge", "end"),
+    "an edge that nobody names": ("04_soft_prompts/what_prompts_cannot_do", "edge", "end"),
 }
 REFUSED = {
     "a typed verdict": "'agrees' is typed",
     "one seed": "fewest is a number, at least 3",
     "one score above another": "judge an order of scores by verdict",
-    "an edge that nobody names": "best rates of tuning at an edge, and the page does not say so",
+    "an edge that nobody names": "best rates of prompt_limits at an edge, and the page does not say so",
 }
 
 

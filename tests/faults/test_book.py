@@ -24,7 +24,7 @@ from faults import killing
 pytestmark = pytest.mark.xdist_group("one build")  # so that the undisturbed build is made once
 
 ROOT = Path(__file__).parents[2]
-REAL = ["Makefile", "_config.yml", "book/_static", "book/_templates", "book/tools"]
+REAL = ["Makefile", "_config.yml", "book/_static", "book/_templates", "book/alive", "book/tools"]
 REAL += [
     "book/references.bib",
     "book/references.md",

@@ -119,7 +119,9 @@ class FakeGPU(TorchFunctionMode):
 
     def __enter__(self) -> "FakeGPU":
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
+        AcceleratorState._reset_state(reset_partial_state=True)  # or it keeps an earlier device
         make, found = nn.Parameter.__new__, torch.cuda.is_available
         fork_rng = torch.random.fork_rng
 
@@ -153,7 +155,10 @@ class FakeGPU(TorchFunctionMode):
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
+        from accelerate.state import AcceleratorState
+
         super().__exit__(*error)
+        AcceleratorState._reset_state(reset_partial_state=True)
         for owner, key, value in self._before:
             setattr(owner, key, value)
 
