@@ -54,7 +54,11 @@ PARTS: dict[str, tuple[Callable[[int], Any], int, dict[int, tuple[float, ...]]]]
     "prompt length": (
         lambda n: PromptTuning(num_virtual_tokens=n),
         60,
-        {2: (1e-2, 3e-2, 1e-1, 3e-1), 8: (3e-2, 1e-1, 3e-1), 32: (1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)},
+        {
+            2: (1e-2, 3e-2, 1e-1, 3e-1),
+            8: (3e-2, 1e-1, 3e-1),
+            32: (1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
+        },
     ),
     "bottleneck": (
         lambda m: BottleneckAdapter(bottleneck_size=m, placement="houlsby"),
