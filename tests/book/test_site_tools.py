@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -217,6 +218,23 @@ def test_a_notebook_that_raises_is_left_as_it_was(tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         rerun(path)
     assert path.read_bytes() == before
+
+
+def test_a_report_becomes_a_line_of_the_landing_page(tmp_path):
+    reading = load("reading")
+    report = tmp_path / reading.REPORT
+    env = types.SimpleNamespace(srcdir=tmp_path, note_reread=lambda: None)
+    assert reading.LastRun.run(types.SimpleNamespace(env=env)) == [], "no run, no line"
+    report.parent.mkdir(parents=True)
+    report.write_text(
+        '<testsuites><testsuite timestamp="2026-11-29T12:00:00">'
+        '<testcase classname="chapters.a.ipynb" time="1"/>'
+        '<testcase classname="chapters.b.ipynb" time="1"><failure/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    (line,) = reading.LastRun.run(types.SimpleNamespace(env=env))
+    assert line.astext().startswith("Last tested on 2026-11-29: 1 of 2 notebooks give")
+    assert line.astext().endswith("Status")
 
 
 def test_the_status_page_names_pages_that_take_too_long():
