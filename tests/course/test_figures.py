@@ -201,6 +201,14 @@ def test_bars_show_the_numbers_that_were_given():
     assert "weight: 0, 0.5, 1" in figure.text
 
 
+def test_a_logarithmic_still_has_no_place_for_zero():
+    slider = Slider("model", "model", ["small", "large"])
+    figure = bars_explorable(slider, {"a": [10, 0.1], "b": [1, 0.01]}, "ab", alt=ALT, log=True)
+    assert "a: 10, 0.1 %" in figure.text
+    with pytest.raises(ValueError, match="log: a length is 0"):
+        bars_explorable(slider, {"a": [10, 0]}, "ab", alt=ALT, log=True)
+
+
 def test_bars_of_another_number_than_the_slider_are_refused():
     with pytest.raises(ValueError, match="up: 1 entries for the 2 values"):
         bars_explorable(Slider("w", "w", [0, 1]), {"up": [1]}, "ab", alt=ALT)
