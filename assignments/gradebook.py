@@ -200,17 +200,23 @@ def owners(names: Iterable[str], roster: Mapping[str, Student]) -> dict[str, Stu
 
 
 def candidates(submission: str, students: Iterable[Student]) -> list[Student]:
-    """Return the students whose this file may be: by what was said, by a number, else by a name."""
+    """Return the students whose this file may be: by what was said, by a number, else by a name.
+
+    A number may be another's: Moodle and Canvas write numbers of their own beside a name. So where a number
+    and a name point to different students, all of them are returned.
+    """
     students, parts = list(students), submission.split("/")
     said = [s for s in students if s.submission.removesuffix(".ipynb") in (submission, *parts)]
     if said:
         return said
+    beginnings = {letters(part.split("_")[0]) for part in parts}  # Moodle's and Canvas's begin so
+    named = [s for s in students if beginnings & names_of(s)]
     for keys in (("id", "email", "canvas_id", "login"), ("mailbox",)):
         numbers = [s for s in students if any(stands_in(key_of(s, k), parts) for k in keys)]
         if numbers:
-            return numbers
-    beginnings = {letters(part.split("_")[0]) for part in parts}  # Moodle's and Canvas's begin so
-    return [s for s in students if beginnings & names_of(s)]
+            agree = not named or any(s in named for s in numbers)
+            return numbers if agree else [*numbers, *named]
+    return named
 
 
 def key_of(student: Student, key: str) -> str:

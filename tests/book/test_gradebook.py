@@ -103,6 +103,12 @@ def test_a_submission_that_may_be_two_students_is_refused():
         gradebook.owners(["100234_100235"], ROSTER)
 
 
+def test_a_number_that_moodle_wrote_is_not_anothers_id():
+    with pytest.raises(Refused, match="may be that of 100234, 100235"):
+        gradebook.owners(["Ben Åkerman_100234_assignsubmission_file/lora"], ROSTER)
+    assert gradebook.owners(["Ben Åkerman_100235_lora"], ROSTER)
+
+
 def test_a_short_number_inside_a_name_is_nobody_s():
     short = {"3": Student("3", "Ann Lee", "ann@x")}
     with pytest.raises(Refused, match="nobody"):
