@@ -533,7 +533,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
     packages = {
-        f.parent.name: read_package(f.parent) for f in given.built.glob("*/assignment.json")
+        f.parent.name: read_package(f.parent) for f in sorted(given.built.glob("*/assignment.json"))
     }
     if given.assignment and given.assignment not in packages:
         sys.exit(f"ASSIGNMENT={given.assignment}: expected one of {', '.join(sorted(packages))}")
@@ -554,7 +554,8 @@ def main() -> None:
             of = gradebook.one_each(grades.values(), owner)
         except gradebook.Refused as error:
             sys.exit(str(error))
-        book = gradebook.Gradebook(roster, packages, of, read)
+        left = gradebook.not_graded(grades.values(), owner, of)
+        book = gradebook.Gradebook(roster, packages, of, read, left)
         print(*gradebook.write_all(book, given.out), sep="\n")
 
 

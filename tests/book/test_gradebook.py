@@ -232,6 +232,20 @@ def test_feedback_goes_back_by_name_and_as_it_was_handed_in(out):
         assert "Ben Åkerman_4711_assignsubmission_file/lora.md" in archive.namelist()
 
 
+def test_who_handed_in_no_notebook_is_told_so(tmp_path):
+    names = ["100234", "100234/photo.png", "100235/essay\udcff.pdf"]
+    owner = gradebook.owners(names, ROSTER)
+    grades = [graded("100234", 3), *(grade.Grade(n, status="not a notebook") for n in names[1:])]
+    of = gradebook.one_each(grades, owner)
+    book = gradebook.Gradebook(ROSTER, PACKAGES, of, left=gradebook.not_graded(grades, owner, of))
+    said = gradebook.write_all(book, tmp_path)
+    assert "could not be graded, see `status` in grades.csv: what 100235 handed in" in said
+    with zipfile.ZipFile(tmp_path / "gradebook" / "feedback_by_name.zip") as archive:
+        names = ["Lee, Ann (100234)/lora.md", "Ben Åkerman (100235)/not graded 1.md"]
+        assert archive.namelist() == names
+        assert "Status: not a notebook" in archive.read(names[1]).decode()
+
+
 def test_what_was_read_stays_in_the_table(out):
     comment = "=good, " + "but long " * 60
     assert rows(out / "to_read.csv") == [
