@@ -93,7 +93,10 @@
   if (document.querySelector("form.guess")) {
     const script = Object.assign(document.createElement("script"), {
       src: `${document.documentElement.dataset.content_root}_static/guesses.js`,
-      onerror: () => document.documentElement.classList.add("unfolded"),
+      onerror: () => {
+        document.documentElement.classList.add("unfolded");
+        document.querySelectorAll("form.guess, .guess-waits").forEach((one) => { one.hidden = true; });
+      },
     });
     document.head.append(script);
   }
