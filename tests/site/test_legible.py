@@ -26,6 +26,7 @@ def all_drawn(tab, url: str) -> None:
     tab.goto(url, wait_until="load")
     tab.add_style_tag(content="section { content-visibility: visible !important; }")
     tab.evaluate("dispatchEvent(new Event('beforeprint')); dispatchEvent(new Event('afterprint'));")
+    tab.evaluate("document.documentElement.classList.add('unfolded')")  # what waits for a guess
     tab.wait_for_timeout(200)
 
 
