@@ -170,6 +170,27 @@ def test_a_figure_in_which_the_reader_trains_has_one_still_and_a_caption(builder
         assert figure[0]["alt"].startswith("A LoRA (r = 8, α = 16)")
 
 
+@pytest.mark.parametrize(("builder", "kinds"), [("html", ["container"]), ("epub", ["image"])])
+def test_a_drawing_is_a_figure_once(builder, kinds):
+    from types import SimpleNamespace
+
+    from docutils import nodes
+    from docutils.utils import new_document
+
+    from pedagogic_peft.course.figures import drawing
+
+    tool, page, made = load("moving_figures"), new_document("page"), drawing("lora")
+    bundle = nodes.container(nb_element="mime_bundle")
+    bundle += [nodes.raw("", made.html, format="html"), nodes.image(uri="drawing.svg")]
+    page += bundle
+    tool.number(SimpleNamespace(builder=SimpleNamespace(name=builder)), page)
+    [figure] = page.findall(nodes.figure)
+    assert [part.tagname for part in figure[:-1]] == kinds
+    assert figure[-1].astext() == made.text.splitlines()[0]
+    if builder == "epub":
+        assert figure[0]["alt"] == made.text.splitlines()[1]
+
+
 def test_the_sites_address_leads_on(tmp_path):
     landing = tmp_path / "book" / "index.html"
     landing.parent.mkdir()
@@ -242,6 +263,7 @@ def test_the_status_page_names_pages_that_take_too_long():
             None,
         ),
         ("bars_explorable(\n    slider, bars,\n)", "figure"),
+        ("from pedagogic_peft.course.figures import drawing\n\ndrawing('lora')", "figure"),
         ("rows = [1]\nMarkdown(claims_table(rows))", "table"),
         ('SCRIPT = """\nconst a = 1;\nconst b = 2;\nreturn a;\n"""', "script"),
         ("def norm(x, axis):\n    return x.sum(axis)", None),
