@@ -289,10 +289,28 @@ def test_a_printed_table_keeps_its_columns_and_a_line_may_wrap():
     start = (
         '<div class="output stream highlight-myst-ansi notranslate"><div class="highlight"><pre>'
     )
-    table = outputs.PRINTED.sub(outputs.dress, f"{start}<span></span>a   1\nbb  22\n</pre>")
-    assert "columns" in table and "--letters: 6" in table
+    table = outputs.PRINTED.sub(outputs.dress, f"{start}<span></span>a   1  2\nbb  22  3\n</pre>")
+    assert "columns" in table and "--letters: 9" in table and "stacked" not in table
     lines = outputs.PRINTED.sub(outputs.dress, f"{start}<span></span>one &lt; two\n\nthree\n</pre>")
     assert lines.count('<span class="l">') == 3 and "columns" not in lines
+    # One gap a line: a name and a sentence, which may wrap.
+    lines = outputs.PRINTED.sub(outputs.dress, f"{start}<span></span>a  b c\nd  e f\n</pre>")
+    assert lines.count('<span class="l">') == 2 and "columns" not in lines
+
+
+def test_the_names_of_a_wide_table_stand_above_their_numbers_on_a_narrow_screen():
+    outputs = load("outputs")
+    start = '<div class="output stream"><div class="highlight"><pre><span></span>'
+    rows = ["x" * 30 + "  accuracy  loss", "a < b".ljust(30) + "      0.50  1.25"]
+    rows += ["c".ljust(30) + "      0.60  1.50" + " " * 8 + "end", " " * 30 + "      0.70  1.00"]
+    made = outputs.PRINTED.sub(
+        outputs.dress, start + "\n".join(rows).replace("<", "&lt;") + "</pre>"
+    )
+    assert "stacked" in made and made.count('class="row"') == 4 and made.count('"no-name"') == 1
+    assert '<span class="name">a &lt; b' in made
+    again = outputs.html.unescape(outputs.TAG.sub("", made)).rstrip("\n").split("\n")
+    assert again == rows, "what is shown is what was printed"
+    assert int(outputs.re.search(r"--letters: (\d+)", made).group(1)) < 40
 
 
 def test_a_page_is_described_by_its_first_paragraph():
