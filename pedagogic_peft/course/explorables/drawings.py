@@ -352,7 +352,7 @@ def _summed(processes: int, rounds: int) -> list[list[int]]:
 DRAWINGS: dict[str, tuple[Callable[[], Sketch], str, str]] = {
     "lora": (
         _lora,
-        "A layer of pocket-gpt, read from below. Each of its seven linear maps gets an A and a B.",
+        "A layer of pocket-gpt, read from below. Each of its seven maps has an A and a B; one is enlarged.",
         "A layer from below: norm, the maps q, k and v, attention, the map o, a sum; norm, the maps gate "
         "and up, their product, the map down, a sum. Each map has a small yellow mark. One is enlarged: x "
         "goes up through W₀, frozen, and beside it through A, flat, to r numbers, through B, tall, times "
