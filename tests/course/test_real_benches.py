@@ -273,7 +273,7 @@ def test_only_the_answer_is_learned(data, small_llama):
     learned = [i for i in example["labels"] if i != -100]
     assert tokenizer.decode(learned) == "A.<|im_end|>"
     told = tokenizer.decode(example["input_ids"])
-    assert told.index("Write one sentence") < told.index("name[A]") < told.index("A.<|im_end|>")
+    assert told.index("Tell all of this") < told.index("name[A]") < told.index("A.<|im_end|>")
 
 
 def test_the_share_of_a_record_that_is_said():
