@@ -51,9 +51,10 @@
       `${exact ? "just so" : right ? "near enough" : far}.` };
   };
 
-  const line = (text, kind) => {
-    const made = document.createElement("p");
-    made.textContent = text;
+  const line = (text, kind, about) => {
+    const made = document.createElement("p"), name = document.createElement("b");
+    if (about) name.textContent = about;
+    made.append(...(about ? [name, " "] : []), text);
     if (kind) made.className = kind;
     return made;
   };
@@ -84,7 +85,9 @@
     const found = asks.map((ask, i) => given[i] ? judge(ask, given[i], checks) :
       { said: !checks && ask.dataset.answer ? `${ask.dataset.kind === "choice" ? "It is: " : "It printed "}` +
         `${ask.dataset.answer}${ask.dataset.unit ? ` ${ask.dataset.unit}` : ""}.` : "" });
-    const lines = found.map(({ right, said }) => said && line(said, right ? "guess-right" : right === false && "guess-wrong"));
+    const about = (i) => asks.length > 1 ? asks[i].querySelector("legend, label").textContent.replace(/[^?]$/, "$&:") : "";
+    const lines = found.map(({ right, said }, i) =>
+      said && line(said, right ? "guess-right" : right === false && "guess-wrong", about(i)));
     const over = !checks || found.every(({ right }) => right);
     if (!over) lines.push(line(form.querySelector("details") ? "Try again, or open the hint." : "Try again."));
     say(form, ...lines.filter(Boolean));
