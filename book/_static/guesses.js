@@ -30,12 +30,12 @@
     if (unit.startsWith("%")) return `${short(Math.abs(guess - value))} points too ${side}`;
     if (ratio >= 2) return `${short(ratio)} times as much`;
     if (ratio > 0 && ratio <= 0.5) return `${short(1 / ratio)} times too ${side}`;
-    return value ? `${short(Math.abs(100 * (ratio - 1)))} % too ${side}` : `too ${side}`;
+    return value ? `${short(Math.abs(100 * (ratio - 1)))}\u00a0% too ${side}` : `too ${side}`;
   };
 
   // {right: true, false or neither, said: in words}; of an exercise the words do not give the answer away.
   const judge = (ask, given, checks) => {
-    const { kind, answer, unit = "" } = ask.dataset, space = unit && ` ${unit}`;
+    const { kind, answer, unit = "" } = ask.dataset, space = unit && `\u00a0${unit}`;
     if (kind === "free") return { said: `You said: ${given}. What do you think now?` };
     if (kind === "choice") {
       const right = given === answer;
@@ -84,7 +84,7 @@
     const checks = isCheck(form), asks = asksOf(form);
     const found = asks.map((ask, i) => given[i] ? judge(ask, given[i], checks) :
       { said: !checks && ask.dataset.answer ? `${ask.dataset.kind === "choice" ? "It is: " : "It printed "}` +
-        `${ask.dataset.answer}${ask.dataset.unit ? ` ${ask.dataset.unit}` : ""}.` : "" });
+        `${ask.dataset.answer}${ask.dataset.unit ? `\u00a0${ask.dataset.unit}` : ""}.` : "" });
     const about = (i) => asks.length > 1 ? asks[i].querySelector("legend, label").textContent.replace(/[^?]$/, "$&:") : "";
     const lines = found.map(({ right, said }, i) =>
       said && line(said, right ? "guess-right" : right === false && "guess-wrong", about(i)));
