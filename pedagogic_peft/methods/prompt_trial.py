@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core.delta import Args, Kwargs
+from pedagogic_peft.core.method import device_of, has_no_values
 from pedagogic_peft.core.sites import by_name
 from pedagogic_peft.core.verbs import disabled
 from pedagogic_peft.methods.virtual_tokens import positions, widened
@@ -41,7 +42,7 @@ def takes_prompts(model: Any, backbone: Any, prompt: Any, others: Mapping[nn.Mod
         ValueError: it does not even without padding.
     """
     short = prompt.limit is not None and prompt.limit < 8
-    if short or any(parameter.is_meta for parameter in model.parameters()):
+    if short or has_no_values(model):
         return True
     ids, mask = words(model)
     P = torch.tensor([[0, 1], [1, 2], [0, 1]], device=ids.device)  # which words are the prompt's
@@ -135,13 +136,13 @@ def check_generate(model: Any) -> None:
 
 def words(model: Any) -> tuple[Tensor, Tensor]:
     """Return ids and mask of three rows, (3, 5), of which the second begins with padding."""
-    table, config = model.get_input_embeddings().weight, model.config.to_dict()
+    table, config = model.get_input_embeddings(), model.config.to_dict()
     parts = [config, *[part for part in config.values() if isinstance(part, dict)]]
     special = {
         v for part in parts for k, v in part.items() if "token" in str(k) and isinstance(v, int)
     }
-    plain = [i for i in range(len(table)) if i not in special][:5]
-    ids = torch.tensor([plain] * 3, device=table.device)
+    plain = [i for i in range(len(table.weight)) if i not in special][:5]
+    ids = torch.tensor([plain] * 3, device=device_of(table))
     mask = torch.ones_like(ids)
     ids[1, 0] = padding_of(model)
     mask[1, 0] = 0
