@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pedagogic_peft.core.delta import Args, Kwargs
 from pedagogic_peft.core.method import device_of, has_no_values
@@ -178,12 +179,14 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside the block the frozen model is in evaluation; later it and random numbers are as before.
 
     So are the attributes and children that a pass changes: BigBird exchanges its attentions at a short text.
+    What `load` allows a file to ask for does not bind the pass of a model.
     """
     modules = list(model.modules())
     before = [(dict(vars(m)), dict(m._modules), dict(m._buffers)) for m in modules]
     frozen = disabled(model) if "_adaptations" in vars(model) else nullcontext()
     try:
-        with frozen, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with frozen, random, _disable_current_modes():
             model.eval()
             yield
     finally:
