@@ -20,7 +20,8 @@ def name_dots(ax: Any, dots: Mapping[str, tuple[float, float]]) -> None:
         dots: {name: (x, y)}, in the axes' units.
     """
     ax.figure.canvas.draw()  # so that every place is known
-    names, marks, lines = [], list(_marks(ax)), list(_lines(ax))
+    names: list[Any] = []
+    marks, lines = list(_marks(ax)), list(_lines(ax))
 
     def is_free(box: Any, may_cross: bool) -> bool:
         inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and box.y1 <= ax.bbox.y1
