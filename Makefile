@@ -65,17 +65,17 @@ setup: $(STAMP)  ## create .venv with the pinned dependencies
 
 # With LOCKED=1 (Linux, x86-64, Python 3.11) only files with the hashes of requirements.lock are installed.
 ifdef LOCKED
-INSTALL := --require-hashes -r requirements.lock && \
+PACKAGES := --require-hashes -r requirements.lock && \
     $(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 else
-INSTALL := -c constraints.txt -e '.[dev]'
+PACKAGES := -c constraints.txt -e '.[dev]'
 endif
 
 $(STAMP): pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES)
 	$(VENV)/bin/python -W ignore -m pedagogic_peft.course.released || \
 	    echo "No real models: the pages that use them will try to fetch them."
 	touch $@

@@ -28,7 +28,9 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -43,6 +45,7 @@ from jail import SYSTEM, jail
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PACKAGE = ROOT / "pedagogic_peft"
+LARGEST = 20 * 2**20  # bytes of a notebook
 NO_JAIL = (
     "This machine does not let a process be cut off from files and network (Linux with unprivileged "
     "user namespaces is needed, or bubblewrap that root installed). Grade in a virtual machine or a "
@@ -74,7 +77,7 @@ class StudentError(Exception):
 class Submission:
     """A running submission. `look` asks it; `close` ends it."""
 
-    def __init__(self, notebook: Path, limits: Limits):
+    def __init__(self, notebook: bytes, limits: Limits):
         self.limits, self.why, self.printed = limits, "", 0
         self.deadline = time.monotonic() + limits.seconds
         self.folder = Path(tempfile.mkdtemp(prefix="submission-"))
@@ -91,13 +94,13 @@ class Submission:
             self.errors = []
             self.why = self.why or "its process sent nonsense"
 
-    def _start(self, notebook: Path, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    def _start(self, notebook: bytes, theirs: socket.socket) -> subprocess.Popen[bytes]:
         """Start the process, with nothing of this process's environment."""
         inside = self.folder / "in"
         inside.mkdir()
         for file in (HERE / "student_process.py", HERE / "wire.py"):
             shutil.copy(file, inside)
-        shutil.copy(notebook, inside / "submission.ipynb")
+        (inside / "submission.ipynb").write_bytes(notebook)
         python, limits = os.path.realpath(sys.prefix) + "/bin/python", self.limits
         arguments = (
             theirs.fileno(),
@@ -283,10 +286,12 @@ def grade_one(
     """Grade one file."""
     grade, start = Grade(name), time.monotonic()
     try:
-        cells = read_cells(path)
+        content = content_of(path)
+        notebook = read_notebook(content)
     except ValueError as error:
-        grade.status = str(error)
+        grade.status = f"not a notebook: {one_line(error)}"
         return grade
+    cells = notebook["cells"]
     package = packages.get(wanted) or recognise(path, cells, packages)
     if package is None:
         grade.status = f"whose assignment is unknown (ASSIGNMENT=... one of {', '.join(packages)})"
@@ -297,7 +302,7 @@ def grade_one(
     grade.written = {
         q["name"]: written_answer(cells, q["name"]) for q in package.questions if q["manual"]
     }
-    submission = Submission(path, limits)
+    submission = Submission(content, limits)
     try:
         for question, points, hints in run_tests(package, submission.look):
             grade.points[question] = points
@@ -308,6 +313,8 @@ def grade_one(
     grade.notes = [one_line(re.sub("<ipython-input[^>]*>, ", "", e)) for e in submission.errors[:3]]
     if not any(cell["cell_type"] == "code" and cell["source"].strip() for cell in cells):
         grade.notes.append("it has no code")
+    if (language := language_of(notebook)) != "python":
+        grade.notes.append(f"its kernel is for {one_line(language)}; it was run as Python")
     if submission.printed > limits.output:
         grade.notes.append(f"printed {submission.printed / 1e6:.1f} MB")
     if used := reserved_names(cells, package.reserved):
@@ -318,24 +325,71 @@ def grade_one(
     return grade
 
 
-def read_cells(path: Path) -> list[dict[str, Any]]:
-    """Return the notebook's cells, each with its source as one string.
+def content_of(path: Path) -> bytes:
+    """Return the bytes of a file, or of the only notebook in a zip file, as a system may pack it.
+
+    Raises:
+        ValueError: there is none, or one that is too large, or a link, which would lead out of the folder.
+    """
+    if path.is_symlink():
+        raise ValueError("a link to another file")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"larger than {LARGEST // 2**20} MB")
+    content = path.read_bytes()
+    if not content:
+        raise ValueError("an empty file")
+    return only_notebook(path) if content.startswith(b"PK") else content
+
+
+def only_notebook(packed: Path) -> bytes:
+    """Return the bytes of the only notebook in a zip file; raises as `content_of`."""
+    try:
+        with zipfile.ZipFile(packed) as archive:
+            names = [n for n in archive.namelist() if n.endswith(".ipynb") and is_seen(Path(n))]
+            if len(names) != 1:
+                raise ValueError(f"a zip file with {len(names)} notebooks, expected one")
+            if archive.getinfo(names[0]).file_size > LARGEST:  # no more than this is read
+                raise ValueError(f"larger than {LARGEST // 2**20} MB")
+            return archive.read(names[0])
+    except (zipfile.BadZipFile, OSError, RuntimeError, zlib.error) as error:
+        raise ValueError(f"a zip file that cannot be read ({error})") from None
+
+
+def is_seen(path: Path) -> bool:
+    """Tell whether a path is none of those that systems leave behind (.DS_Store, __MACOSX)."""
+    return not any(part.startswith((".", "__")) for part in path.parts)
+
+
+def read_notebook(content: bytes) -> dict[str, Any]:
+    """Return a notebook, each of its cells with its source as one string.
 
     Raises:
         ValueError: it is no notebook.
     """
     try:
-        if not (size := path.stat().st_size):
-            raise ValueError("an empty file")
-        if size > 20 * 2**20:
-            raise ValueError("larger than 20 MB")
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        for cell in cells:
+        notebook = json.loads(content.decode("utf-8-sig"))
+        if "worksheets" in notebook:
+            raise ValueError("its format is of before 2015; open it in Jupyter and save it")
+        for cell in notebook["cells"]:
             cell["source"] = "".join(cell["source"])
             cell["cell_type"], cell.setdefault("metadata", {})
-        return list(cells)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a notebook: {one_line(error)}") from None
+        return {"metadata": {}} | notebook
+    except UnicodeDecodeError:
+        raise ValueError("no text in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON ({error})") from None
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"JSON of another form ({type(error).__name__}: {error})") from None
+
+
+def language_of(notebook: Mapping[str, Any]) -> str:
+    """Return the language that a notebook names, in small letters; Python where it names none."""
+    metadata = notebook["metadata"]
+    for key, name in (("kernelspec", "language"), ("language_info", "name")):
+        told = metadata.get(key) if isinstance(metadata, dict) else None
+        if isinstance(told, dict) and told.get(name):
+            return str(told[name]).lower()
+    return "python"
 
 
 def recognise(
@@ -376,14 +430,14 @@ def reserved_names(cells: list[dict[str, Any]], reserved: list[str]) -> list[str
 
 
 def find_submissions(folder: Path) -> dict[str, Path]:
-    """Return {name: file}: every file but hidden ones, named by its path without the ending."""
-    files = [
-        p
+    """Return {name: file}: every file but hidden ones, named by its path, if it can be without the ending."""
+    files = {
+        str(p.relative_to(folder)): p
         for p in sorted(folder.rglob("*"))
-        if p.is_file()
-        and not any(part.startswith((".", "__")) for part in p.relative_to(folder).parts)
-    ]
-    return {str(p.relative_to(folder)).removesuffix(".ipynb"): p for p in files}
+        if (p.is_file() or p.is_symlink()) and is_seen(p.relative_to(folder))
+    }
+    short = {name: name.removesuffix(".ipynb") for name in files}
+    return {name if short[name] in files else short[name]: path for name, path in files.items()}
 
 
 def write_table(grades: list[Grade], path: Path) -> None:
@@ -409,10 +463,17 @@ def write_table(grades: list[Grade], path: Path) -> None:
             table.writerow([*line, g.seconds])
 
 
-def write_feedback(grade: Grade, folder: Path) -> None:
-    """Write the page for one submission."""
-    name = re.sub(r"[^\w.-]+", "_", grade.submission)
-    (folder / f"{name}.md").write_text(feedback_page(grade), encoding="utf-8")
+def page_names(submissions: Iterable[str]) -> dict[str, str]:
+    """Return for each submission the name of its page: safe, short, and no other's."""
+    safe = {name: re.sub(r"[^\w.-]+", "_", name) for name in submissions}
+    count = Counter(name.casefold() for name in safe.values())
+    for name, page in safe.items():
+        if (
+            count[page.casefold()] > 1 or len(page) > 50
+        ):  # letters of up to four bytes; 255 may be had
+            own = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+            safe[name] = f"{page[:50]}-{own}"
+    return safe
 
 
 # --- a second run grades what is new ----------------------------------------------------------------
@@ -428,7 +489,7 @@ def fingerprints(
     found = {}
     for name, path in files.items():
         own = shared.copy()
-        own.update(path.read_bytes())
+        own.update(b"" if path.is_symlink() else path.read_bytes())
         found[name] = own.hexdigest()
     return found
 
@@ -472,7 +533,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
     packages = {
-        f.parent.name: read_package(f.parent) for f in given.built.glob("*/assignment.json")
+        f.parent.name: read_package(f.parent) for f in sorted(given.built.glob("*/assignment.json"))
     }
     if given.assignment and given.assignment not in packages:
         sys.exit(f"ASSIGNMENT={given.assignment}: expected one of {', '.join(sorted(packages))}")
@@ -493,7 +554,8 @@ def main() -> None:
             of = gradebook.one_each(grades.values(), owner)
         except gradebook.Refused as error:
             sys.exit(str(error))
-        book = gradebook.Gradebook(roster, packages, of, read)
+        left = gradebook.not_graded(grades.values(), owner, of)
+        book = gradebook.Gradebook(roster, packages, of, read, left)
         print(*gradebook.write_all(book, given.out), sep="\n")
 
 
@@ -515,7 +577,7 @@ def grade_all(
 ) -> dict[str, Grade]:
     """Grade what no earlier run has graded already; return all, in the order of ``found``."""
     store = given.out / "grades.json"
-    prints = fingerprints(found, packages, given.assignment, limits)
+    prints, pages = fingerprints(found, packages, given.assignment, limits), page_names(found)
     grades = {} if given.again else remembered(store, prints)
     new = {name: path for name, path in found.items() if name not in grades}
     if grades:
@@ -528,7 +590,8 @@ def grade_all(
             grades[grade.submission] = grade
             points = f"{sum(grade.points.values()):g} of {grade.possible:g}"
             print(f"{one_line(grade.submission)}: {points}, {grade.status}", flush=True)
-            write_feedback(grade, given.out)
+            page = given.out / f"{pages[grade.submission]}.md"
+            page.write_text(feedback_page(grade), encoding="utf-8")
             remember(store, grades, prints)  # a run that is stopped goes on here
     return {name: grades[name] for name in found}
 

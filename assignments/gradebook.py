@@ -200,17 +200,23 @@ def owners(names: Iterable[str], roster: Mapping[str, Student]) -> dict[str, Stu
 
 
 def candidates(submission: str, students: Iterable[Student]) -> list[Student]:
-    """Return the students whose this file may be: by what was said, by a number, else by a name."""
+    """Return the students whose this file may be: by what was said, by a number, else by a name.
+
+    A number may be another's: Moodle and Canvas write numbers of their own beside a name. So where a number
+    and a name point to different students, all of them are returned.
+    """
     students, parts = list(students), submission.split("/")
     said = [s for s in students if s.submission.removesuffix(".ipynb") in (submission, *parts)]
     if said:
         return said
+    beginnings = {letters(part.split("_")[0]) for part in parts}  # Moodle's and Canvas's begin so
+    named = [s for s in students if beginnings & names_of(s)]
     for keys in (("id", "email", "canvas_id", "login"), ("mailbox",)):
         numbers = [s for s in students if any(stands_in(key_of(s, k), parts) for k in keys)]
         if numbers:
-            return numbers
-    beginnings = {letters(part.split("_")[0]) for part in parts}  # Moodle's and Canvas's begin so
-    return [s for s in students if beginnings & names_of(s)]
+            agree = not named or any(s in named for s in numbers)
+            return numbers if agree else [*numbers, *named]
+    return named
 
 
 def key_of(student: Student, key: str) -> str:
@@ -256,6 +262,18 @@ def one_each(grades: Iterable[Grade], owner: Mapping[str, Student]) -> dict[Key,
     return found
 
 
+def not_graded(
+    grades: Iterable[Grade], owner: Mapping[str, Student], graded: Mapping[Key, Grade]
+) -> list[tuple[str, Grade]]:
+    """Return ``[(student, grade)]`` of what is no notebook, or nobody knows whose exercise.
+
+    Not what a student handed in beside a notebook that was graded, a picture, say.
+    """
+    have = {student for student, _ in graded}
+    nothing = [(owner[g.submission].id, g) for g in grades if not g.assignment]
+    return [(student, grade) for student, grade in nothing if student not in have]
+
+
 # --- what is written ------------------------------------------------------------------------------
 
 
@@ -267,6 +285,7 @@ class Gradebook:
     packages: Mapping[str, Package]
     grades: Mapping[Key, Grade]
     given: Mapping[tuple[str, str, str], Read] = field(default_factory=dict)
+    left: Iterable[tuple[str, Grade]] = ()  # of students who get no points, but are told why
 
     def written(self, assignment: str) -> list[dict[str, Any]]:
         return [q for q in self.packages[assignment].questions if q["manual"]]
@@ -316,6 +335,9 @@ def write_all(book: Gradebook, out: Path) -> list[str]:
     said = [f"{old}: {len(list(old.iterdir()))} files"]
     if left:
         said.append(f"{left} written answers have no points yet: fill in {out / 'to_read.csv'}")
+    if could_not := sorted({student for student, _ in book.left}):
+        who = f"{', '.join(could_not[:5])}{' and more' if len(could_not) > 5 else ''}"
+        said.append(f"could not be graded, see `status` in grades.csv: what {who} handed in")
     for assignment in sorted({assignment for _, assignment in book.grades}):
         absent = [s for s in book.roster if (s, assignment) not in book.grades]
         if absent:
@@ -398,14 +420,26 @@ def result_of(book: Gradebook, student: str, grade: Grade) -> dict[str, Any]:
 
 def write_feedback(book: Gradebook, folder: Path) -> None:
     """Pack each student's pages: by their names, and under the names of what they handed in."""
+    pages = [
+        (
+            student,
+            assignment,
+            grade.submission,
+            feedback_page(grade, book.reads(student, assignment)),
+        )
+        for (student, assignment), grade in sorted(book.grades.items(), key=lambda item: item[0])
+    ]
+    pages += [
+        (s, f"not graded {k}", g.submission, feedback_page(g))
+        for k, (s, g) in enumerate(book.left, 1)
+    ]
     by_name = zipfile.ZipFile(folder / "feedback_by_name.zip", "w", zipfile.ZIP_DEFLATED)
     as_sent = zipfile.ZipFile(folder / "feedback_as_handed_in.zip", "w", zipfile.ZIP_DEFLATED)
     with by_name, as_sent:
-        for (student, assignment), grade in sorted(book.grades.items()):
-            page = feedback_page(grade, book.reads(student, assignment))
+        for student, what, submission, page in pages:
             who = re.sub(r"[^\w .,()-]+", "_", f"{book.roster[student].name} ({student})")
-            by_name.writestr(f"{who}/{assignment}.md", page)
-            as_sent.writestr(f"{grade.submission}.md", page)
+            by_name.writestr(f"{who}/{what}.md", page)
+            as_sent.writestr(f"{submission}.md".encode(errors="replace").decode(), page)
 
 
 def write_to_read(book: Gradebook, path: Path) -> int:

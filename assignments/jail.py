@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 
 SHELL = Path(__file__).with_name("jail.sh")
-UNSHARE = "unshare --user --map-root-user --mount --pid --fork --kill-child --net --ipc".split()
+UNSHARE = (  # bubblewrap's --die-with-parent, too: a grader that is killed leaves no loop behind
+    "setpriv --pdeathsig KILL unshare --user --map-root-user --mount --pid --fork --kill-child --net --ipc"
+).split()
 BUBBLEWRAP = "bwrap --unshare-all --die-with-parent --cap-drop ALL --proc /proc --dir /tmp".split()
 SYSTEM = (
     "/usr /bin /sbin /lib /lib64 /etc/ld.so.cache /etc/alternatives /dev/null /dev/zero /dev/full "

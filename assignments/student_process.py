@@ -29,7 +29,7 @@ def main() -> None:
     memory, seconds = int(sys.argv[3]), int(sys.argv[4])
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with open(sys.argv[2], encoding="utf-8") as file:
+    with open(sys.argv[2], encoding="utf-8-sig") as file:
         cells = [c for c in json.load(file)["cells"] if c["cell_type"] == "code"]
     os.chdir(os.environ["HOME"])
     os.mkdir("tests")  # notebooks look for the folder

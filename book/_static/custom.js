@@ -89,6 +89,18 @@
     });
   }
 
+  // What a question's cells printed is folded until the reader has guessed. If its script does not come, it is not.
+  if (document.querySelector("form.guess")) {
+    const script = Object.assign(document.createElement("script"), {
+      src: `${document.documentElement.dataset.content_root}_static/guesses.js`,
+      onerror: () => {
+        document.documentElement.classList.add("unfolded");
+        document.querySelectorAll("form.guess, .guess-waits").forEach((one) => { one.hidden = true; });
+      },
+    });
+    document.head.append(script);
+  }
+
   // The search quotes what it found from a page's text, not from the list of contents above it.
   addEventListener("DOMContentLoaded", () => {
     if (typeof Search === "undefined") return;
@@ -249,10 +261,12 @@
     root.dataset.theme = "light";
     opened = [...document.querySelectorAll("article details:not([open], .explorable *)")];
     opened.forEach((fold) => { fold.open = true; });
+    root.classList.add("unfolded");
     all();
   });
   addEventListener("afterprint", () => {
     root.dataset.theme = theme;
+    root.classList.remove("unfolded");
     opened.forEach((fold) => { fold.open = false; });
   });
 }

@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-SKIPPED = {".git", ".venv", "_build", "__pycache__", "node_modules"}
+SKIPPED = {".git", ".venv", ".colab", "_build", "__pycache__", "node_modules"}
 TEXT = (".cff", ".ipynb", ".md", ".py", ".toml", ".yml")
 PLACEHOLDER = "https://github.com/example/"
 COMMAND = "make address REPOSITORY=https://github.com/OWNER/NAME SITE_ADDRESS=https://OWNER.github.io/NAME/"

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
 WORK = ROOT / "_build" / "ebook"
 NAME = "pedagogic-peft"
-ONLY_FOR_THE_SITE = ("lighten", "sphinxext.opengraph", "describe", "site_files", "cards")
+ONLY_FOR_THE_SITE = ("lighten", "sphinxext.opengraph", "describe", "site_files", "cards", "guesses")
 
 
 def make_epub() -> Path:

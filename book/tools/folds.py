@@ -31,7 +31,7 @@ def kind_of(source: str) -> str | None:
         lines = [node.end_lineno - node.lineno + 1 for node in body if test(node)]
         if 2 * sum(lines) > sum(node.end_lineno - node.lineno + 1 for node in body):
             return kind
-    return None
+    return "figure" if body and all(sets_up(node) or draws(node) for node in body) else None
 
 
 def sets_up(node: ast.stmt) -> bool:
@@ -43,7 +43,9 @@ def sets_up(node: ast.stmt) -> bool:
 
 def draws(node: ast.stmt) -> bool:
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-    return bool(names & DRAWS) or any(name.endswith("explorable") for name in called(node))
+    return bool(names & DRAWS) or any(
+        name.endswith(("explorable", "drawing")) for name in called(node)
+    )
 
 
 def is_script(node: ast.stmt) -> bool:

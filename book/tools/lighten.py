@@ -27,6 +27,7 @@ MATHS = "mathjax.css"  # only for pages with formulas; see prerender_math.py
 SCRIPT = re.compile(r'<script\b[^>]*\bsrc="([^"]+)"[^>]*></script>')
 NOT_LOADED = ("fontawesome.js",)  # its icons come from a font
 ONLY_FOR_SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
+LOADED_LATER = ("search.js", "guesses.js")  # by custom.js, where they are used
 OUR_SEARCH = "search.js"  # after Sphinx's tools, before the index, which starts the search
 # The script of a figure that moves; custom.js runs it when the reader comes near.
 FIGURE = re.compile(r"(</figure>\s*)<script>(?=\s*\(\(\) => \{\s*const data = )")
@@ -50,8 +51,8 @@ def lighten(app, error) -> None:
     pages = {path: text for path, text in pages.items() if "_static" not in path.parts}
     sheets, scripts = assets(pages)
     words = set(re.findall(r"[\w-]+", "\n".join(pages.values())))
-    loaded_later = site / "_static" / OUR_SEARCH
-    texts = [path.read_text("utf-8") for path in [*scripts, loaded_later]]
+    later = [site / "_static" / name for name in LOADED_LATER]
+    texts = [path.read_text("utf-8") for path in [*scripts, *later]]
     words |= set(re.findall(r"[\w-]+", "\n".join(texts)))
     css = "\n".join(style_of(sheet, site, words) for sheet in sheets)
     css = icon_fonts(css, site)

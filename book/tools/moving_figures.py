@@ -3,7 +3,8 @@
 What a notebook stored is HTML with a caption of its own, which JupyterLab and Colab show. Here the caption
 becomes Sphinx's, which numbers it among the page's other figures, in every format. Beside the HTML the
 notebook stored a picture of the first setting: that is the figure in the EPUB, and on the site where no
-script runs (``img.still``; custom.css and layout.html).
+script runs (``img.still``; custom.css and layout.html). A drawing, which stands still, is its
+HTML on the site, whose colours it takes, and its SVG in the EPUB.
 
 ``{moving-figure} chapters/.../page.ipynb`` shows the first such figure of a notebook on another page.
 """
@@ -20,11 +21,12 @@ from sphinx.util.docutils import SphinxDirective
 
 CAPTION = re.compile(r"<figcaption>(.*?)</figcaption>\n?", re.DOTALL)
 NAME = re.compile(
-    r'<figure class="(?:explorable|alive)"(?: data-alive="\w+")? data-figure="([\w-]+)">'
+    r'<figure class="(?:explorable|alive|drawing)"(?: data-alive="\w+")? data-figure="([\w-]+)">'
 )
 # What a figure says that it shows; a panel of book/alive says it above its stored results.
 ALT = re.compile(
     r'class="stage" role="\w+" aria-label="([^"]*)"|class="alive-still">\s*<p>(.*?)</p>'
+    r'|class="drawing"[^>]*>\s*<svg[^>]* aria-label="([^"]*)"'
 )
 
 

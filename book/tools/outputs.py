@@ -1,8 +1,10 @@
 """Sphinx extension: what cells printed, so that it can be read on a narrow screen.
 
 A line that is too long wraps, and its rest is indented; so every line becomes an element. In a table of
-several columns nothing wraps: it is set smaller, as far as that can be read, and scrolls. What is a table is
-seen by its gaps. custom.css does the rest, from the class ``columns`` and the number of letters in a line.
+several columns nothing wraps: it is set smaller, as far as that can be read, and scrolls. Where its first
+column holds names, a narrow screen shows each name on a line of its own, and the numbers below it, which
+would be out of sight. What is a table is seen by its gaps. custom.css does the rest, from the classes
+``columns`` and ``stacked`` and the number of letters in a line.
 """
 
 import html
@@ -13,13 +15,22 @@ PRINTED = re.compile(
     r"<pre>(?:<span></span>)?(.*?)</pre>",
     re.DOTALL,
 )
-GAP = re.compile(r"\S {2,}\S")
+GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
 TAG = re.compile(r"<[^>]*>")
+FIT = 53  # letters of ten pixels beside each other on a phone
 
 
 def is_table(lines: list[str]) -> bool:
-    """Whether two lines or more have a gap of two spaces inside."""
-    return sum(bool(GAP.search(line)) for line in lines) >= 2
+    """Whether two lines or more have two gaps of two spaces inside: three columns."""
+    return sum(len(GAP.findall(line)) > 1 for line in lines) > 1
+
+
+def names_end(lines: list[str]) -> int | None:
+    """The column at which what follows the names begins; None where there is none in all lines."""
+    gaps = [GAP.search(line) for line in lines if not line.startswith(" ")]
+    cut = min((gap.end() for gap in gaps if gap), default=0)
+    clean = all(len(line) <= cut or line[cut - 1] == " " for line in lines if GAP.search(line))
+    return cut if cut and clean else None
 
 
 def dress(found: re.Match) -> str:
@@ -28,13 +39,27 @@ def dress(found: re.Match) -> str:
     lines = text.rstrip("\n").split("\n")
     plain = [html.unescape(TAG.sub("", line)) for line in lines]
     if is_table(plain):
-        width = max(map(len, plain))
+        width, cut = max(map(len, plain)), names_end(plain)
+        if width > FIT and cut and not TAG.search(text):
+            classes, text = f"{classes} stacked", stack(plain, cut)
+            width = max(max(len(line) - cut, min(len(line), cut)) for line in plain)
         shown = f'<pre style="--letters: {width}">{text}</pre>'
         return f'<div class="{classes} columns"><div class="highlight">{shown}'
     if any(line.count("<span") != line.count("</span>") for line in lines):
         return found.group(0)  # a colour that goes on in the next line
     marked = "".join(f'<span class="l">{line}\n</span>' for line in lines)
     return f'<div class="{classes}"><div class="highlight"><pre>{marked}</pre>'
+
+
+def stack(lines: list[str], cut: int) -> str:
+    """Lines whose names are elements of their own; one without a gap is all name, a head has none."""
+    made = []
+    for line in lines:
+        name = line[:cut] if GAP.search(line) or line.startswith(" ") else line
+        kind = "name" if name.strip() else "no-name"
+        name, rest = (html.escape(part, quote=False) for part in (name, line[len(name) :]))
+        made.append(f'<span class="row"><span class="{kind}">{name}</span>{rest}\n</span>')
+    return "".join(made)
 
 
 def dress_page(app, page: str, template: str, context: dict, doctree) -> None:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import guesses
+from guesses import PREDICT
+
 PAGE, MARK = "book/question_bank", "<!-- the questions -->"
-# A paragraph may lead up to its question.
-PREDICT = re.compile(
-    r"^(?P<before>(?:(?!\n\n|^#|<details).)*?)\*\*Predict[^*]*\*\*:?\s*(?P<after>.*?)(?=<details|^#|\Z)",
-    re.DOTALL | re.MULTILINE,
-)
+HEAD = "<b>Your answer.</b> Then compare."
 ANSWER = re.compile(r"<details[^>]*>\s*<summary>.*?</summary>(.*?)</details>", re.DOTALL)
 EXERCISE = re.compile(
     r"^\*\*(\d+\. [^*]*)\*\*\s*(.*?)(?=^\*\*\d+\.|^#|\Z)", re.DOTALL | re.MULTILINE
@@ -31,6 +30,7 @@ class Question:
     kind: str  # "Predict", or an exercise's own name
     question: str
     answer: str
+    cell: int  # where in the page it is asked
 
 
 def questions_of(cells: list[dict[str, Any]]) -> list[Question]:
@@ -46,16 +46,17 @@ def questions_of(cells: list[dict[str, Any]]) -> list[Question]:
         )
         if exercises:
             found += [
-                Question(kind.rstrip("."), text.strip(), solution(cells[number + 1 :]))
+                Question(kind.rstrip("."), text.strip(), solution(cells[number + 1 :]), number)
                 for kind, text in EXERCISE.findall(source)
             ]
             continue
         pieces = [(m.start(), m) for p in (PREDICT, ANSWER) for m in p.finditer(source)]
         for _, match in sorted(pieces, key=lambda piece: piece[0]):
             if match.re is PREDICT:
-                open_question = (match["before"] + match["after"]).strip()
+                open_question = (match["before"] + match["after"]).strip(), number
             elif open_question:
-                found.append(Question("Predict", open_question, match[1].strip()))
+                text, asked = open_question
+                found.append(Question("Predict", text, match[1].strip(), asked))
                 open_question = None
     return found
 
@@ -91,16 +92,20 @@ def with_absolute_links(text: str, folder: str) -> str:
 
 def bank(root: Path, pages: list[tuple[str, str]]) -> Iterator[str]:
     """Yield the bank's Markdown for [(page, its title)]."""
+    declared = guesses.declared(root)
     for page, title in pages:
         cells = json.loads((root / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
         questions, folder = questions_of(cells), page.rpartition("/")[0]
         if not questions:
             continue
         yield f"## {title}\n\nFrom {{doc}}`/{page}`.\n"
+        yield '<p class="guess-score" role="status"></p>\n'
         for question in questions:
             text = with_absolute_links(question.question, folder)
             answer = with_absolute_links(question.answer, folder)
             yield f"**{question.kind}.** {text}\n"
+            if entry := declared.get(page, {}).get(cells[question.cell].get("id")):
+                yield guesses.form_at(page, cells, question.cell, entry, HEAD) + "\n"
             yield f"``````{{dropdown}} Answer\n{answer}\n``````\n"
 
 

@@ -99,7 +99,8 @@ class LastRun(SphinxDirective):
             f"Last tested on {when}: {passed} of {len(pages)} notebooks give their stored outputs. "
         )
         line = nodes.paragraph("", words, classes=["last-run"])
-        return [line + doc_link("book/status", "Status").children]
+        line += doc_link("book/status", "Status").children
+        return [line]
 
 
 def suite_of(report: Path):

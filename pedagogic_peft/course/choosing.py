@@ -11,7 +11,8 @@ The rule, in order:
 
 Memory comes from `memory.budget` at the size of the reader's model, for one row of tokens on one GPU (more
 rows are accumulated), AdamW, and weights in 16 bits with a float32 copy of what is trained. What that
-formula leaves out has to fit into a fifth of the card.
+formula leaves out has to fit into a fifth of the card, whose GB are binary ones: 24 GB are 25.8 billion
+bytes.
 """
 
 import itertools
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from pedagogic_peft.course.evidence import Difference, interval, paired
 from pedagogic_peft.course.experiments import comparison
-from pedagogic_peft.course.memory import Budget, Decoder, budget
+from pedagogic_peft.course.memory import CARD_GB, Budget, Decoder, budget
 
 # The sizes of Llama 2 70B, Llama 3 8B, Llama 7B, Llama 3.2 1B and SmolLM2 135M.
 MODELS = {
@@ -97,7 +98,7 @@ class Case:
     @property
     def room(self) -> float:
         """Bytes of the card that the formula may fill."""
-        return ROOM * 1e9 * int(self.card.split()[0])
+        return ROOM * CARD_GB * int(self.card.split()[0])
 
 
 # name: (as the reader is asked, the answers)

@@ -16,6 +16,7 @@ is a file of its own in the folder ``explorables``, with its script beside it.
 | what does my training step hold? | `memory_calculator` |
 | which one should I take? | `chooser_explorable` |
 | what happens when I train it? | `alive` |
+| how does it work, at one look? | `drawing` (it stands still) |
 | (anything matplotlib can draw) | `frame_slider` |
 | (anything JavaScript can draw) | `explorable` |
 
@@ -30,8 +31,10 @@ from pedagogic_peft.course.explorables.controls import Check, Select, Slider
 from pedagogic_peft.course.explorables.core import MovingFigure, explorable
 from pedagogic_peft.course.explorables.curves import Curves, curves_explorable
 from pedagogic_peft.course.explorables.diagram import Box, Diagram, diagram_explorable
+from pedagogic_peft.course.explorables.drawings import Drawing, drawing
 from pedagogic_peft.course.explorables.frames import frame_slider
 from pedagogic_peft.course.explorables.heatmap import HeatMap, heatmap_explorable
+from pedagogic_peft.course.explorables.labels import check_when_shown, collisions, name_dots
 from pedagogic_peft.course.explorables.live import live
 from pedagogic_peft.course.explorables.memory_calculator import memory_calculator
 from pedagogic_peft.course.explorables.palette import PALETTE
@@ -42,6 +45,7 @@ __all__ = [
     "Check",
     "Curves",
     "Diagram",
+    "Drawing",
     "HeatMap",
     "MovingFigure",
     "PALETTE",
@@ -51,20 +55,26 @@ __all__ = [
     "bars_explorable",
     "calculator_explorable",
     "chooser_explorable",
+    "collisions",
     "curves_explorable",
     "diagram_explorable",
+    "drawing",
     "explorable",
     "frame_slider",
     "heatmap_explorable",
     "live",
     "memory_calculator",
+    "name_dots",
     "rank_explorable",
     "use_style",
 ]
 
 
 def use_style() -> None:
-    """Give every later matplotlib figure the book's colours, sizes and light background."""
+    """Give every later matplotlib figure the book's colours, sizes and light background.
+
+    In the gate a figure whose words collide is then an error (`collisions`).
+    """
     import matplotlib.pyplot as plt
     from cycler import cycler
 
@@ -85,3 +95,4 @@ def use_style() -> None:
             "legend.frameon": False,
         }
     )
+    check_when_shown()

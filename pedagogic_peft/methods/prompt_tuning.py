@@ -23,7 +23,7 @@ from pedagogic_peft.core.architectures import backbone_of
 from pedagogic_peft.core.delta import Args, Delta, Deltas, Kwargs
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.sites import Modules, View, by_name
-from pedagogic_peft.methods.prompt_trial import takes_prompts
+from pedagogic_peft.methods.prompt_trial import check_generate, takes_prompts
 from pedagogic_peft.methods.virtual_tokens import (
     CACHES,
     cache_of,
@@ -85,6 +85,7 @@ class PromptMethod(Method, abstract=True):
         """
         model: Any = view.model
         (path, backbone), *decoders = places.items()
+        check_generate(model)
         delta = self.prompt(embedding_of(model))
         is_decoder = any(getattr(module, "is_causal", False) for module in backbone.modules())
         counted = "position_ids" in inspect.signature(backbone.forward).parameters
@@ -219,6 +220,7 @@ class SoftPrompt(Delta):
         first: a text's first position, where positions follow the mask; else None.
         cuts: whether P's rows are taken off what comes out.
         pads_left: whether padding may stand on the left.
+        padding: the id that is padding to the model where it gets no mask; None if it looks for none.
         steps: of each thread inside the model: how many rows were put in, in which columns, its cache.
     """
 
@@ -229,6 +231,7 @@ class SoftPrompt(Delta):
         self.prompt_embeddings = nn.Parameter(start)
         self.limit: int | None = None
         self.first: int | None = None
+        self.padding: int | None = None
         self.counts, self.cuts, self.pads_left = False, True, True
         self.steps: dict[int, tuple[int, Tensor | None, Any]] = {}
 
@@ -254,6 +257,8 @@ class SoftPrompt(Delta):
         x: Any = kwargs.get("inputs_embeds")
         mask: Any = kwargs.get("attention_mask")
         given = kwargs.get("position_ids")
+        if mask is None and x is None and not past and self.padding is not None:
+            mask = (kwargs["input_ids"] != self.padding).long()
         batch, tokens = (kwargs["input_ids"] if x is None else x).shape[:2]
         check_fits(n, past + tokens - (n if past else 0), self.limit)  # the cache holds P too
         if not past:

@@ -18,6 +18,7 @@ from pedagogic_peft.core.delta import Kwargs
 
 CACHES = ("past_key_values", "cache_params", "state", "mems")  # what transformers calls a cache
 KNOWN = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", *CACHES}
+OTHER_MASKS = ("lengths", "input_mask")  # XLM's and XLNet's
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")  # where the texts of a packed row begin
 
 
@@ -176,6 +177,9 @@ def thread() -> int:
 
 def check_can_widen(kwargs: Kwargs) -> None:
     """Raise a ValueError if the mask is of another kind, or a row has several texts in it."""
+    if other := [name for name in OTHER_MASKS if kwargs.get(name) is not None]:
+        what = f"{other[0]} says where padding is, and a soft prompt does not read it"
+        raise ValueError(f"{what}: give attention_mask in its place")
     mask, given = kwargs.get("attention_mask"), kwargs.get("position_ids")
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         raise ValueError("A soft prompt needs attention_mask=(batch, tokens), not another mask")

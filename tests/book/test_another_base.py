@@ -79,7 +79,7 @@ def hub(tmp_path_factory):
         vocab_size=len(vocabulary),
         hidden_size=64,
         intermediate_size=64,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         bos_token_id=0,

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 import types
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -362,12 +363,93 @@ def test_a_text_in_the_table_is_no_formula():
     assert grade.one_line("=cmd()\n\x00and more") == "cmd() and more"
 
 
-def test_what_is_no_notebook_is_said_to_be_none(tmp_path):
-    for content in ("", "[1]", "{}", '{"cells": [{"source": 3}]}', "[" * 100_000):
-        path = tmp_path / "x.ipynb"
-        path.write_text(content)
-        with pytest.raises(ValueError, match="not a notebook"):
-            grade.read_cells(path)
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("My dog ate it.", "no JSON (Expecting value: line 1 column 1"),
+        ("%PDF-\xff".encode("latin-1"), "no text in UTF-8"),
+        ("[1]", "JSON of another form"),
+        ("{}", "JSON of another form (KeyError: 'cells')"),
+        ('{"cells": [{"source": 3}]}', "JSON of another form"),
+        ('{"worksheets": []}', "before 2015; open it in Jupyter and save it"),
+        ("[" * 100_000, "JSON of another form (RecursionError"),
+    ],
+)
+def test_what_is_no_notebook_is_said_to_be_none(content, said):
+    with pytest.raises(ValueError) as refused:
+        grade.read_notebook(content if isinstance(content, bytes) else content.encode())
+    assert said in str(refused.value)
+
+
+NOTEBOOK = b'{"cells": [{"cell_type": "code", "source": ["x = ", "1"]}]}'
+
+
+def packed(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_a_notebook_is_read_from_a_file_or_from_a_zip_file(tmp_path):
+    plain = tmp_path / "x.ipynb"
+    plain.write_bytes(b"\xef\xbb\xbf" + NOTEBOOK)  # a byte order mark, as some editors write
+    left = {"lora.ipynb": NOTEBOOK, "tests/a.py": b"", "__MACOSX/._lora.ipynb": b"\0"}
+    for path in (plain, packed(tmp_path / "x.zip", left)):
+        [cell] = grade.read_notebook(grade.content_of(path))["cells"]
+        assert cell["source"] == "x = 1"
+
+
+def test_what_is_not_read_is_told(tmp_path, monkeypatch):
+    (tmp_path / "empty").touch()
+    (tmp_path / "torn.zip").write_bytes(b"PK\x03\x04 and no more")
+    packed(tmp_path / "two.zip", {"a.ipynb": NOTEBOOK, "b.ipynb": NOTEBOOK})
+    packed(tmp_path / "none.zip", {"a.py": b""})
+    packed(tmp_path / "bomb.zip", {"a.ipynb": b"0" * 2**21})
+    (tmp_path / "large").write_bytes(b"0" * 2**21)
+    (tmp_path / "link").symlink_to(tmp_path / "two.zip")
+    monkeypatch.setattr(grade, "LARGEST", 2**20)
+    told = {
+        "empty": "an empty file",
+        "torn.zip": "a zip file that cannot be read",
+        "two.zip": "a zip file with 2 notebooks, expected one",
+        "none.zip": "a zip file with 0 notebooks",
+        "bomb.zip": "larger than 1 MB",
+        "large": "larger than 1 MB",
+        "link": "a link to another file",
+    }
+    for name, said in told.items():
+        with pytest.raises(ValueError, match=said):
+            grade.content_of(tmp_path / name)
+
+
+def test_no_submission_hides_another(tmp_path):
+    for name in ("a", "a.ipynb", "b.ipynb", ".DS_Store", "__MACOSX/b.ipynb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert list(grade.find_submissions(tmp_path)) == ["a", "a.ipynb", "b", "gone"]
+
+
+def test_each_submission_has_a_page_of_its_own():
+    names = ["ann/lora", "ann_lora", "Ben", "ben", "plain", "小" * 80, "\udcff"]
+    pages = grade.page_names(names)
+    assert len({page.casefold() for page in pages.values()}) == len(names)
+    assert pages["plain"] == "plain" and max(len(page.encode()) for page in pages.values()) < 250
+
+
+@pytest.mark.parametrize(
+    "metadata, language",
+    [
+        ({}, "python"),
+        ({"kernelspec": {"name": "ir", "language": "R"}}, "r"),
+        ({"kernelspec": {"name": "python3"}, "language_info": {"name": "python"}}, "python"),
+        ({"kernelspec": 3, "language_info": {"name": "julia"}}, "julia"),
+        (None, "python"),
+    ],
+)
+def test_the_language_of_a_notebook_is_read(metadata, language):
+    assert grade.language_of({"metadata": metadata}) == language
 
 
 def test_the_library_used_for_what_was_to_be_written_is_told():

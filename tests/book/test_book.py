@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-SKIPPED = {".git", ".venv", "_build", "__pycache__"}
+SKIPPED = {".git", ".venv", ".colab", "_build", "__pycache__"}
 
 
 def files_of(*suffixes: str) -> list[Path]:
@@ -136,6 +136,23 @@ def test_every_file_of_the_package_would_be_in_the_wheel():
     listed = ["git", "ls-files", "pedagogic_peft"]
     known = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {name for name in known.split() if ROOT / name not in taken}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["REPOSITORY=https://github.com/a/b", "SITE_ADDRESS=https://a.github.io/b/"],
+        ["INSTALL=pypi"],
+        ["INSTALL=git"],
+    ],
+)
+def test_make_hands_on_what_the_address_is(given):
+    command = ["make", "-n", "-o", str(ROOT / ".venv" / ".installed"), "address", *given]
+    quiet = {"PATH": os.environ["PATH"]}  # nothing of a make that runs this test
+    shown = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    words = shown.stdout.split("book/tools/address.py", 1)[1].split()
+    assert words == [each.partition("=")[2] for each in given]
 
 
 def test_a_repositorys_address_is_written_without_its_ending():

@@ -24,6 +24,8 @@ from pedagogic_peft.course.experiments import (
     prefix_grid,
     prompt_grid,
     prompt_limits,
+    real_decoder,
+    real_encoder,
     store,
     tuning,
 )
@@ -58,6 +60,23 @@ def by_mean(score, rate="lr"):
 
 def read(script):
     return store.read(script.RESULTS)
+
+
+def of_known(script):
+    """Return a real bench's records of the searches that are over: no page can use the others."""
+    records = read(script)
+    return [r for r in records if (r["task"], r["method"]) in script.BENCH.known(records)]
+
+
+def real(script):
+    """Return a real bench's search."""
+    return (
+        of_known(script),
+        ("task", "method"),
+        "rate",
+        "val",
+        lambda key, _: script.BENCH.best_rate(read(script), *key),
+    )
 
 
 # name: (records, what a search is, the field of the rate, that of the score, how the experiment chooses)
@@ -118,6 +137,8 @@ SEARCHES = {
         "val",
         lambda key, found: prompt_limits.best(found, *key)["lr"],
     ),
+    "real_decoder": real(real_decoder),
+    "real_encoder": real(real_encoder),
     "tuning": (
         tuning.of_ranks(read(tuning), read(lora_grid)),
         ("part", "size"),

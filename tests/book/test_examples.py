@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from readme_renderer import markdown
 
 import pedagogic_peft
 from pedagogic_peft.testing import check_method
@@ -71,7 +72,6 @@ def test_the_readme_leads_somewhere_from_everywhere():
 
 
 def test_the_readme_renders_as_pypi_renders_it():
-    markdown = pytest.importorskip("readme_renderer.markdown")
     page = markdown.render((ROOT / "README.md").read_text(encoding="utf-8"))
     assert page and "<table" not in page.split("<h1")[0] and "Use the library" in page
     assert "<pre" in page and "<img" in page

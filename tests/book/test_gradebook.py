@@ -103,6 +103,12 @@ def test_a_submission_that_may_be_two_students_is_refused():
         gradebook.owners(["100234_100235"], ROSTER)
 
 
+def test_a_number_that_moodle_wrote_is_not_anothers_id():
+    with pytest.raises(Refused, match="may be that of 100234, 100235"):
+        gradebook.owners(["Ben Åkerman_100234_assignsubmission_file/lora"], ROSTER)
+    assert gradebook.owners(["Ben Åkerman_100235_lora"], ROSTER)
+
+
 def test_a_short_number_inside_a_name_is_nobody_s():
     short = {"3": Student("3", "Ann Lee", "ann@x")}
     with pytest.raises(Refused, match="nobody"):
@@ -224,6 +230,20 @@ def test_feedback_goes_back_by_name_and_as_it_was_handed_in(out):
         assert "explain: to be read" in archive.read("Ben Åkerman (100235)/lora.md").decode()
     with zipfile.ZipFile(out / "gradebook" / "feedback_as_handed_in.zip") as archive:
         assert "Ben Åkerman_4711_assignsubmission_file/lora.md" in archive.namelist()
+
+
+def test_who_handed_in_no_notebook_is_told_so(tmp_path):
+    names = ["100234", "100234/photo.png", "100235/essay\udcff.pdf"]
+    owner = gradebook.owners(names, ROSTER)
+    grades = [graded("100234", 3), *(grade.Grade(n, status="not a notebook") for n in names[1:])]
+    of = gradebook.one_each(grades, owner)
+    book = gradebook.Gradebook(ROSTER, PACKAGES, of, left=gradebook.not_graded(grades, owner, of))
+    said = gradebook.write_all(book, tmp_path)
+    assert "could not be graded, see `status` in grades.csv: what 100235 handed in" in said
+    with zipfile.ZipFile(tmp_path / "gradebook" / "feedback_by_name.zip") as archive:
+        names = ["Lee, Ann (100234)/lora.md", "Ben Åkerman (100235)/not graded 1.md"]
+        assert archive.namelist() == names
+        assert "Status: not a notebook" in archive.read(names[1]).decode()
 
 
 def test_what_was_read_stays_in_the_table(out):

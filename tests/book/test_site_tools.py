@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -170,6 +171,27 @@ def test_a_figure_in_which_the_reader_trains_has_one_still_and_a_caption(builder
         assert figure[0]["alt"].startswith("A LoRA (r = 8, α = 16)")
 
 
+@pytest.mark.parametrize(("builder", "kinds"), [("html", ["container"]), ("epub", ["image"])])
+def test_a_drawing_is_a_figure_once(builder, kinds):
+    from types import SimpleNamespace
+
+    from docutils import nodes
+    from docutils.utils import new_document
+
+    from pedagogic_peft.course.figures import drawing
+
+    tool, page, made = load("moving_figures"), new_document("page"), drawing("lora")
+    bundle = nodes.container(nb_element="mime_bundle")
+    bundle += [nodes.raw("", made.html, format="html"), nodes.image(uri="drawing.svg")]
+    page += bundle
+    tool.number(SimpleNamespace(builder=SimpleNamespace(name=builder)), page)
+    [figure] = page.findall(nodes.figure)
+    assert [part.tagname for part in figure[:-1]] == kinds
+    assert figure[-1].astext() == made.text.splitlines()[0]
+    if builder == "epub":
+        assert figure[0]["alt"] == made.text.splitlines()[1]
+
+
 def test_the_sites_address_leads_on(tmp_path):
     landing = tmp_path / "book" / "index.html"
     landing.parent.mkdir()
@@ -219,6 +241,23 @@ def test_a_notebook_that_raises_is_left_as_it_was(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_report_becomes_a_line_of_the_landing_page(tmp_path):
+    reading = load("reading")
+    report = tmp_path / reading.REPORT
+    env = types.SimpleNamespace(srcdir=tmp_path, note_reread=lambda: None)
+    assert reading.LastRun.run(types.SimpleNamespace(env=env)) == [], "no run, no line"
+    report.parent.mkdir(parents=True)
+    report.write_text(
+        '<testsuites><testsuite timestamp="2026-11-29T12:00:00">'
+        '<testcase classname="chapters.a.ipynb" time="1"/>'
+        '<testcase classname="chapters.b.ipynb" time="1"><failure/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    (line,) = reading.LastRun.run(types.SimpleNamespace(env=env))
+    assert line.astext().startswith("Last tested on 2026-11-29: 1 of 2 notebooks give")
+    assert line.astext().endswith("Status")
+
+
 def test_the_status_page_names_pages_that_take_too_long():
     costs = load("reading").costs
     quick, slow = (10, 30.0, 0), (10, 90.0, 0)
@@ -242,6 +281,7 @@ def test_the_status_page_names_pages_that_take_too_long():
             None,
         ),
         ("bars_explorable(\n    slider, bars,\n)", "figure"),
+        ("from pedagogic_peft.course.figures import drawing\n\ndrawing('lora')", "figure"),
         ("rows = [1]\nMarkdown(claims_table(rows))", "table"),
         ('SCRIPT = """\nconst a = 1;\nconst b = 2;\nreturn a;\n"""', "script"),
         ("def norm(x, axis):\n    return x.sum(axis)", None),
@@ -267,10 +307,28 @@ def test_a_printed_table_keeps_its_columns_and_a_line_may_wrap():
     start = (
         '<div class="output stream highlight-myst-ansi notranslate"><div class="highlight"><pre>'
     )
-    table = outputs.PRINTED.sub(outputs.dress, f"{start}<span></span>a   1\nbb  22\n</pre>")
-    assert "columns" in table and "--letters: 6" in table
+    table = outputs.PRINTED.sub(outputs.dress, f"{start}<span></span>a   1  2\nbb  22  3\n</pre>")
+    assert "columns" in table and "--letters: 9" in table and "stacked" not in table
     lines = outputs.PRINTED.sub(outputs.dress, f"{start}<span></span>one &lt; two\n\nthree\n</pre>")
     assert lines.count('<span class="l">') == 3 and "columns" not in lines
+    # One gap a line: a name and a sentence, which may wrap.
+    lines = outputs.PRINTED.sub(outputs.dress, f"{start}<span></span>a  b c\nd  e f\n</pre>")
+    assert lines.count('<span class="l">') == 2 and "columns" not in lines
+
+
+def test_the_names_of_a_wide_table_stand_above_their_numbers_on_a_narrow_screen():
+    outputs = load("outputs")
+    start = '<div class="output stream"><div class="highlight"><pre><span></span>'
+    rows = ["x" * 30 + "  accuracy  loss", "a < b".ljust(30) + "      0.50  1.25"]
+    rows += ["c".ljust(30) + "      0.60  1.50" + " " * 8 + "end", " " * 30 + "      0.70  1.00"]
+    made = outputs.PRINTED.sub(
+        outputs.dress, start + "\n".join(rows).replace("<", "&lt;") + "</pre>"
+    )
+    assert "stacked" in made and made.count('class="row"') == 4 and made.count('"no-name"') == 1
+    assert '<span class="name">a &lt; b' in made
+    again = outputs.html.unescape(outputs.TAG.sub("", made)).rstrip("\n").split("\n")
+    assert again == rows, "what is shown is what was printed"
+    assert int(outputs.re.search(r"--letters: (\d+)", made).group(1)) < 40
 
 
 def test_a_page_is_described_by_its_first_paragraph():

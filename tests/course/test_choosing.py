@@ -77,7 +77,7 @@ def test_each_option_has_one_place_and_the_excluded_stand_last(found):
 def test_nothing_is_advised_that_does_not_fit_on_the_card(found):
     methods = {FULL: "full", "LoRA": "LoRA", "QLoRA": "QLoRA"}
     for case, advice in found:
-        limit = ROOM * 1e9 * int(case.card.removesuffix(" GB"))
+        limit = ROOM * 2**30 * int(case.card.removesuffix(" GB"))
         for each in (a for a in advice if a.fits):
             default = "QLoRA" if "4-bit" in each.title else "LoRA"
             step = budget(
@@ -90,6 +90,18 @@ def test_nothing_is_advised_that_does_not_fit_on_the_card(found):
                 checkpointing="checkpointing" in each.title,
             )
             assert step.total <= limit, (case, each)
+
+
+def test_a_card_has_binary_gigabytes():
+    assert Case(**(USUAL | {"card": "80 GB"})).room == pytest.approx(ROOM * 85.9e9, rel=1e-3)
+    between = [  # what fits although it would not if a card's GB were 10**9 bytes
+        case
+        for case in all_cases()
+        if ROOM * 1e9 * int(case.card.split()[0])
+        < choosing.plan(case, "QLoRA").step.total
+        <= case.room
+    ]
+    assert between and all(choosing.plan(case, "QLoRA").fits for case in between)
 
 
 def test_nothing_is_advised_that_is_not_served(found):

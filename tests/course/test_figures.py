@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from pedagogic_peft.course.explorables.diagram import _diagram_still, _lay_out
+from pedagogic_peft.course.explorables.drawings import DRAWINGS, WIDTH, _summed
 from pedagogic_peft.course.figures import (
     Box,
     Check,
@@ -21,12 +23,15 @@ from pedagogic_peft.course.figures import (
     bars_explorable,
     calculator_explorable,
     chooser_explorable,
+    collisions,
     curves_explorable,
     diagram_explorable,
+    drawing,
     explorable,
     frame_slider,
     heatmap_explorable,
     live,
+    name_dots,
     rank_explorable,
     use_style,
 )
@@ -201,6 +206,14 @@ def test_bars_show_the_numbers_that_were_given():
     assert "weight: 0, 0.5, 1" in figure.text
 
 
+def test_a_logarithmic_still_has_no_place_for_zero():
+    slider = Slider("model", "model", ["small", "large"])
+    figure = bars_explorable(slider, {"a": [10, 0.1], "b": [1, 0.01]}, "ab", alt=ALT, log=True)
+    assert "a: 10, 0.1 %" in figure.text
+    with pytest.raises(ValueError, match="log: a length is 0"):
+        bars_explorable(slider, {"a": [10, 0]}, "ab", alt=ALT, log=True)
+
+
 def test_bars_of_another_number_than_the_slider_are_refused():
     with pytest.raises(ValueError, match="up: 1 entries for the 2 values"):
         bars_explorable(Slider("w", "w", [0, 1]), {"up": [1]}, "ab", alt=ALT)
@@ -344,3 +357,92 @@ def test_a_place_that_is_not_there_is_named():
 
     with pytest.raises(ValueError, match="place='loar': expected one of lora, serving"):
         alive("loar")
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_drawing_is_legible_on_a_phone_and_in_both_themes(name):
+    """Letters of ten pixels on a page 342 wide; lines and letters have the colour of the text around them."""
+    made = drawing(name)
+    tree = ElementTree.fromstring(made.svg)
+    sizes = [float(text.get("font-size")) for text in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert len(sizes) > 8 and min(sizes) * 342 / WIDTH > 10
+    strokes = {part.get("stroke") for part in tree.iter()} - {None}
+    assert strokes <= {"currentColor", "none"} and 'fill="currentColor"' in made.html
+    assert len(tree.get("aria-label")) > 100 and tree.get("aria-label") in made.text
+    assert made._repr_mimebundle_() == drawing(name)._repr_mimebundle_()
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_drawing_stays_in_its_frame(name):
+    draw, *_ = DRAWINGS[name]
+    sketch = draw()
+    for part in sketch.parts:
+        box = dict(re.findall(r'([\w-]+)="([-\d.]+)"', part))
+        points = [point.split(",") for point in re.findall(r"[-\d.]+,[-\d.]+", part)]
+        xs = [float(x) for x, _ in points] + [float(box[k]) for k in ("x", "cx") if k in box]
+        ys = [float(y) for _, y in points] + [float(box[k]) for k in ("y", "cy") if k in box]
+        right, bottom = max(xs) + float(box.get("width", 0)), max(ys) + float(box.get("height", 0))
+        assert min(xs) >= 0 and right <= WIDTH and min(ys) >= 0 and bottom <= sketch.height, part
+
+
+def test_a_drawing_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="name='loar': expected one of lora, prefix"):
+        drawing("loar")
+
+
+def test_the_ring_of_the_drawing_adds_up_what_an_all_reduce_does():
+    for processes in (2, 4, 5):
+        half = _summed(processes, processes - 1)
+        assert [row.count(processes) for row in half] == [1] * processes
+        assert _summed(processes, 2 * (processes - 1)) == [[processes] * processes] * processes
+
+
+def crowded():
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(4, 3))
+    dots = {f"method {i}": (0.5 + 0.01 * (i % 3), 0.5 + 0.01 * i) for i in range(8)}
+    for place in dots.values():
+        ax.plot(*place, "o")
+    ax.plot([0, 1], [0.5, 0.6], "-")
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    return figure, ax, dots
+
+
+def test_names_beside_dots_lie_over_nothing():
+    figure, ax, dots = crowded()
+    name_dots(ax, dots)
+    assert not collisions(figure)
+    boxes = {text.get_text(): text.get_window_extent() for text in ax.texts if text.get_text()}
+    assert boxes.keys() == dots.keys()
+    for place in dots.values():
+        x, y = ax.transData.transform(place)
+        assert not any(box.contains(x, y) for box in boxes.values())
+
+
+def test_words_over_words_and_a_legend_over_dots_are_found():
+    figure, ax, dots = crowded()
+    for name, place in dots.items():
+        ax.annotate(name, place)
+    assert len(collisions(figure)) > 3 and "'method 0' over 'method" in collisions(figure)[0]
+    figure, ax, _ = crowded()
+    ax.lines[0].set_label("a long name of a line")
+    ax.legend(loc="center")
+    assert collisions(figure) == ["the legend over a dot"]
+
+
+def test_the_gate_refuses_a_figure_whose_words_collide(monkeypatch):
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    monkeypatch.setenv("PEDAGOGIC_PEFT_GATE", "1")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    with plt.rc_context():
+        use_style()
+        _, ax, dots = crowded()
+        plt.show()
+        for name, place in dots.items():
+            ax.annotate(name, place)
+        with pytest.raises(AssertionError, match="in a figure: 'method 0' over"):
+            plt.show()
+    plt.close("all")

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ START = "import os, socket\nos.chdir(os.environ['HOME'])\n"
 
 
 @pytest.fixture(params=WAYS)
-def run(request, tmp_path, monkeypatch):
-    """Run Python code in the jail; return what it printed, or the last line of its error."""
+def jailed(request, tmp_path):
+    """What runs a command in the jail: what to put before it, its folder and its environment."""
     home, inside = tmp_path / "home", tmp_path / "in"
     home.mkdir()
     inside.mkdir()
@@ -37,6 +38,13 @@ def run(request, tmp_path, monkeypatch):
         ).returncode
     ):
         pytest.skip(f"{request.param} is not on this machine, or does not work on it")
+    return command, home, environment
+
+
+@pytest.fixture
+def run(jailed, tmp_path):
+    """Run Python code in the jail; return what it printed, or the last line of its error."""
+    command, home, environment = jailed
 
     def in_jail(code: str) -> str:
         python = os.path.realpath(sys.prefix) + "/bin/python"
@@ -81,3 +89,25 @@ def test_it_reaches_no_network(run):
 def test_it_has_no_privilege(run):
     assert "not permitted" in run("os.mkdir('new'); os.chroot('new')")
     assert run("os.kill(1, 9); print('alive')") in ("alive", "")
+
+
+def test_it_ends_when_who_started_it_is_killed(jailed):
+    command, home, environment = jailed
+    own = "61.5"  # seconds: no other process sleeps so long
+    start = f"import subprocess; subprocess.run({[*command, 'sleep', own]}, cwd={str(home)!r})"
+    grader = subprocess.Popen([sys.executable, "-c", start], env=environment)
+    assert within(30, lambda: sleeping(own)), "it did not start"
+    grader.kill()
+    grader.wait()
+    assert within(30, lambda: not sleeping(own)), "it is still there"
+
+
+def sleeping(seconds: str) -> bool:
+    return subprocess.run(["pgrep", "-fx", f"sleep {seconds}"], capture_output=True).returncode == 0
+
+
+def within(seconds: float, is_so) -> bool:
+    ends = time.monotonic() + seconds
+    while not (found := is_so()) and time.monotonic() < ends:
+        time.sleep(0.1)
+    return found

@@ -156,6 +156,46 @@ def test_a_model_whose_positions_come_from_ids_it_does_not_get_refuses_padding_o
         logits(model, IDS, attention_mask=LEFT, decoder_input_ids=IDS)
 
 
+XLM = dict(vocab_size=99, emb_dim=32, n_layers=2, n_heads=4, embed_init_std=0.2, init_std=0.2)
+
+
+@pytest.mark.parametrize("kind", ["XLM", "Flaubert", "Roberta", "MPNet", "Data2VecText"])
+def test_padding_that_a_model_finds_by_the_ids_a_prompt_finds_too(kind):
+    torch.manual_seed(0)
+    config = getattr(hf, f"{kind}Config")(**(XLM if kind in ("XLM", "Flaubert") else ENCODER))
+    model = attach(getattr(hf, f"{kind}Model")(config).eval(), PromptTuning(3))
+    randomise(model)
+    for mask in (LEFT, LEFT.flip(1)):
+        ids = IDS.masked_fill(mask == 0, config.pad_token_id)
+        found, expected = logits(model, ids), logits(model, ids, attention_mask=mask)
+        same(found[mask.bool()], expected[mask.bool()])
+    same(found[1:, :5], logits(model, IDS[1:, :5], attention_mask=ONES[1:, :5]))
+
+
+@pytest.mark.parametrize("kind", ["XLM", "Flaubert"])
+def test_what_writes_without_a_mask_writes_behind_padding_what_it_writes_with_it(kind):
+    torch.manual_seed(0)
+    config = getattr(hf, f"{kind}Config")(**XLM, mask_token_id=4)
+    base = getattr(hf, f"{kind}WithLMHeadModel")(config).eval()
+    model = attach(base, PromptTuning(3, init=TRAINED))
+    randomise(model)
+    ids = torch.cat([IDS.masked_fill(LEFT == 0, 2), torch.full((2, 1), 4)], 1)
+    mask = torch.cat([LEFT, ONES[:, :1]], 1)
+    expected = logits(model, ids, attention_mask=mask)[:, -1]
+    found = generated(model, ids[:, :-1], LEFT, max_new_tokens=1, pad_token_id=2).logits[0]
+    same(found, expected)
+
+
+@pytest.mark.parametrize("name, kind", [("lengths", "XLM"), ("input_mask", "XLNet")])
+def test_what_says_where_padding_is_in_another_way_is_refused(name, kind):
+    sizes = XLM if kind == "XLM" else dict(vocab_size=99, d_model=32, n_layer=1, n_head=4)
+    model = attach(
+        getattr(hf, f"{kind}Model")(getattr(hf, f"{kind}Config")(**sizes)), PromptTuning(3)
+    )
+    with pytest.raises(ValueError, match=f"{name} says where padding is.* attention_mask"):
+        model(IDS, **{name: torch.tensor([9, 5]) if name == "lengths" else 1 - LEFT})
+
+
 # Claim: with a cache of any kind, the prompt is put in once
 
 
@@ -249,6 +289,10 @@ def modern_bert(pooling: str) -> nn.Module:
     )
 
 
+def xlnet() -> hf.XLNetConfig:
+    return hf.XLNetConfig(vocab_size=99, d_model=32, n_layer=2, n_head=4, d_inner=48)
+
+
 REFUSED = {
     "Gemma3n": (gemma_3n, "computes something else than with the ids"),
     "Gemma4": (
@@ -272,6 +316,7 @@ REFUSED = {
         "takes no inputs_embeds",
     ),
     "ModernBert": (lambda: modern_bert("mean"), "computes something else"),
+    "XLNet": (lambda: hf.XLNetLMHeadModel(xlnet()), "its generate gives it perm_mask"),
 }
 
 
@@ -328,9 +373,7 @@ def test_a_prompt_of_typed_words_is_these_words(name):
         "Bloom classifier": lambda: hf.BloomForSequenceClassification(
             hf.BloomConfig(**OLD, hidden_size=32, n_layer=2, n_head=4)
         ),
-        "XLNet": lambda: hf.XLNetLMHeadModel(
-            hf.XLNetConfig(vocab_size=99, d_model=32, n_layer=2, n_head=4, d_inner=48)
-        ),
+        "XLNet": lambda: hf.XLNetModel(xlnet()),
         "Llama4": lambda: hf.Llama4ForCausalLM(hf.Llama4TextConfig(**llama_4)),
     }[name]().eval()
     front = torch.tensor([TRAINED, TRAINED])

@@ -11,6 +11,7 @@ SMALLEST_DRAWN = (
     13.6  # pixels of a picture: 7 points at 140 to the inch, as its smallest labels have
 )
 LANDING = "book/index.html"
+DRAWN = "article :is(figure.explorable, svg.chart, figure.drawing svg)"
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def all_drawn(tab, url: str) -> None:
     tab.goto(url, wait_until="load")
     tab.add_style_tag(content="section { content-visibility: visible !important; }")
     tab.evaluate("dispatchEvent(new Event('beforeprint')); dispatchEvent(new Event('afterprint'));")
+    tab.evaluate("document.documentElement.classList.add('unfolded')")  # what waits for a guess
     tab.wait_for_timeout(200)
 
 
@@ -34,7 +36,9 @@ def test_no_letter_is_too_small_and_no_words_lie_over_words(phone, address, page
     all_drawn(phone, f"{address}/{page}")
     small = phone.evaluate(SMALL, SMALLEST)
     assert not small, f"smaller than {SMALLEST} px: {small[:5]}"
-    for figure in phone.locator("article figure.explorable, article svg.chart").all():
+    for figure in phone.locator(
+        "article figure.explorable, article svg.chart, article figure.drawing svg"
+    ).all():
         for _ in ends_of(figure):
             found = figure.evaluate(COLLIDING)
             assert not found, f"{page}: {found[:5]}"

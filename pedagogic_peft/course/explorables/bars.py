@@ -18,6 +18,7 @@ def bars_explorable(
     unit: str = "%",
     measure: str = "",
     caption: str = "",
+    log: bool = False,
 ) -> MovingFigure:
     """Draw one bar for each name; the reader moves a slider, and the bars and a sentence change.
 
@@ -31,9 +32,12 @@ def bars_explorable(
         alt, caption: as in `explorable`.
         unit: of the lengths.
         measure: what the lengths are, for the axis in print; without it the axis has the unit alone.
+        log: whether the axis in print is logarithmic, for lengths of very different sizes; marks stand
+            for the bars there, which would have no foot.
 
     Raises:
-        ValueError: a name or the sentences have another number of entries than the slider.
+        ValueError: a name or the sentences have another number of entries than the slider, or ``log``
+            is asked for and a length is not positive.
     """
     from matplotlib.figure import Figure
 
@@ -41,8 +45,12 @@ def bars_explorable(
     for what, given in {**bars, "sentences": sentences}.items():
         if len(given) != n:
             raise ValueError(f"{what}: {len(given)} entries for the {n} values of the slider")
+    if log and min(map(min, bars.values())) <= 0:
+        raise ValueError(
+            "log: a length is 0, which has no place on a logarithmic axis; leave it out"
+        )
     still = Figure(figsize=(6.0, 2.6), dpi=110, layout="constrained")
-    _draw(still.subplots(), slider, bars)
+    _draw(still.subplots(), slider, bars, log)
     still.axes[0].set(xlabel=slider.label, ylabel=f"{measure} ({unit})" if measure else unit)
     still.legend(loc="outside right center", fontsize=8)
     data = {
@@ -65,17 +73,24 @@ def bars_explorable(
     )
 
 
-def _draw(axes: Any, slider: Slider, bars: Mapping[str, Sequence[float]]) -> None:
+def _draw(axes: Any, slider: Slider, bars: Mapping[str, Sequence[float]], log: bool) -> None:
     """Draw the bars of all the slider's values: as curves over numbers, or side by side."""
     values, n = list(slider.values), len(slider.values)
     numbers = all(isinstance(value, (int, float)) for value in values)
     for i, (name, lengths) in enumerate(bars.items()):
+        marker = "osD^vP*X"[i % 8]
         if numbers:
-            axes.plot(values, list(lengths), marker="osD^vP*X"[i % 8], label=name)
+            axes.plot(values, list(lengths), marker=marker, label=name)
         else:
             width = 0.8 / len(bars)
             places = [at + (i - (len(bars) - 1) / 2) * width for at in range(n)]
-            axes.bar(places, list(lengths), width, label=name)
+            if log:
+                axes.plot(places, list(lengths), marker, label=name)
+            else:
+                axes.bar(places, list(lengths), width, label=name)
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
     if numbers and values[0] > 0 and all(b >= 1.5 * a for a, b in pairwise(values)):
         axes.set_xscale("log")  # 1, 2, 4, 8 stand at equal distances
         axes.minorticks_off()

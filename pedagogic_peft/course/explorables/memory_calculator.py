@@ -19,7 +19,6 @@ from pedagogic_peft.course.memory import (
 )
 
 CHUNK = 1024  # tokens of a chunked loss
-GIB = 2**30 / 1e9  # a card's "GB" are binary ones
 # What nvidia-smi shows of a card, in MiB.
 CARDS = {
     "T4, 16 GB": 15_360,
@@ -59,7 +58,7 @@ def memory_calculator(models: Mapping[str, Decoder], start: str) -> MovingFigure
             Select(
                 "card",
                 "card",
-                [round(mib * GIB / 1024, 1) for mib in CARDS.values()],
+                [round(mib * 2**20 / 1e9, 1) for mib in CARDS.values()],
                 start=3,
                 shown=tuple(CARDS),
             ),

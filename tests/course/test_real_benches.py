@@ -1,0 +1,306 @@
+"""The benches on real models: their data, that they run and resume, and what their records hold.
+
+They run here on small random checkpoints and a few rows of each set.
+"""
+
+import json
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from pedagogic_peft.course.experiments import (
+    real_bench,
+    real_data,
+    real_decoder,
+    real_encoder,
+    search,
+    store,
+)
+
+ENDS = ["<|im_start|>", "<|im_end|>", "[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ROWS = {
+    "sst2": {"text": "a film as {} as the last", "label": 0},
+    "ag_news": {"text": "the bank said that {} rose again", "label": 1},
+    "e2e": {"source": "name[Aromi {}], area[riverside]", "target": "Aromi {} is by the river."},
+    "shakespeare": {"source": "I love {} .", "target": "I do love {} ."},
+    "multi30k": {"en": "A dog runs {}.", "de": "Ein Hund {}."},
+}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder with sixty rows of each split, no two alike."""
+    for name, row in ROWS.items():
+        (tmp_path / name).mkdir()
+        for split in real_data.SETS[name].splits:
+            rows = [
+                {key: v.format(f"{split}{i}") if isinstance(v, str) else i % 2 for key, v in row.items()}
+                for i in range(60)
+            ]  # fmt: skip
+            lines = "".join(json.dumps(each) + "\n" for each in rows)
+            (tmp_path / name / f"{split}.jsonl").write_text(lines)
+    monkeypatch.setenv(real_data.FOLDER, str(tmp_path))
+    caches = (real_data.rows, real_encoder.parts, real_decoder.parts, real_decoder.news)
+    for each in (*caches, real_decoder.load):
+        each.cache_clear()
+    yield tmp_path
+    for each in (*caches, real_decoder.load):
+        each.cache_clear()
+
+
+def tokenizer_in(folder, end):
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*ENDS, *letters])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=end, pad_token="[PAD]", additional_special_tokens=ENDS
+    )
+    made.chat_template = CHAT
+    made.save_pretrained(folder)
+    return len(vocab)
+
+
+@pytest.fixture
+def small_bert(tmp_path):
+    folder = tmp_path / "bert"
+    config = transformers.BertConfig(
+        vocab_size=tokenizer_in(folder, "[SEP]"), intermediate_size=32, pad_token_id=2, **SIZES
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def small_llama(tmp_path):
+    folder = tmp_path / "llama"
+    config = transformers.LlamaConfig(
+        vocab_size=tokenizer_in(folder, "<|im_end|>"),
+        intermediate_size=32,
+        num_key_value_heads=1,
+        pad_token_id=2,
+        eos_token_id=1,
+        tie_word_embeddings=True,
+        **SIZES,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The benches with a few rows."""
+    monkeypatch.setattr(real_encoder, "CHOOSING", 10)
+    monkeypatch.setattr(real_encoder, "RANKING", 10)
+    for name, value in {"CHOOSING": 6, "RANKING": 6, "NEWS": 3, "WRITTEN": 2}.items():
+        monkeypatch.setattr(real_decoder, name, value)
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def test_a_folder_gives_the_columns_in_their_order(data):
+    rows = real_data.rows("e2e", "test")
+    assert len(rows) == 60 and rows[0] == {
+        "source": "name[Aromi test0], area[riverside]",
+        "target": "Aromi test0 is by the river.",
+    }
+
+
+@pytest.mark.parametrize(
+    "content, error, what",
+    [
+        (None, FileNotFoundError, "test.jsonl is not there: PEFT_BOOK_DATA names a folder"),
+        ("", ValueError, "is empty"),
+        ('{"text": "a"}\n', ValueError, "line 1: expected a JSON object with text, label"),
+        ('{"text": "a", "label": 1}\n[', ValueError, "line 2"),
+    ],
+)
+def test_a_bad_file_is_one_clear_error(data, content, error, what):
+    path = data / "ag_news" / "test.jsonl"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(error, match=what):
+        real_data.rows("ag_news", "test")
+
+
+def test_without_a_folder_a_set_comes_from_the_hub_by_its_name(data, monkeypatch):
+    asked = []
+
+    def load_dataset(name, **options):
+        asked.append((name, options))
+        return [{"meaning_representation": "name[A]", "human_reference": "A.", "more": 1}]
+
+    monkeypatch.delenv(real_data.FOLDER)
+    monkeypatch.setattr(real_data, "load_dataset", load_dataset)
+    assert real_data.rows("e2e", "dev") == ({"source": "name[A]", "target": "A."},)
+    assert asked == [
+        ("tuetschek/e2e_nlg", {"split": "validation", "revision": "refs/convert/parquet"})
+    ]
+    with pytest.raises(FileNotFoundError, match="shakespeare is not on the Hub: set PEFT_BOOK"):
+        real_data.rows("shakespeare", "train")
+
+
+def test_more_rows_than_there_are_is_an_error():
+    assert sorted(real_data.sample(range(5), 5, seed=1)) == list(range(5))
+    with pytest.raises(ValueError, match="6 rows asked for, 5 are there"):
+        real_data.sample(range(5), 6, seed=1)
+
+
+# --- the bench -----------------------------------------------------------------------------------
+
+
+def test_batches_of_like_length_hold_each_row_once():
+    rows = [{"input_ids": [i + 1] * (1 + i % 7), "labels": i} for i in range(50)]
+    batches = real_bench.of_like_length(rows, 4, seed=3, pad=0)
+    labels = [label for batch in batches for label in batch["labels"].tolist()]
+    assert sorted(labels) == list(range(50)) and len(batches) == 13
+    padded = sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
+    assert padded < sum(b["input_ids"].numel() for b in batches) / 10
+    again = real_bench.of_like_length(rows, 4, seed=3, pad=0)
+    other = real_bench.of_like_length(rows, 4, seed=4, pad=0)
+    assert torch.equal(batches[0]["labels"], again[0]["labels"])
+    assert not torch.equal(batches[0]["labels"], other[0]["labels"])
+    assert real_bench.alone([batches[0]]) is batches[0]
+
+
+def quick(task, method, rate, seed, n, steps):
+    val = 1 - 0.4 * abs(torch.tensor(rate).log10().item() + 2) if rate else 0.0
+    return {"val": val, "val_loss": -val, "test": 1.0}
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return real_bench.Bench(
+        tmp_path / "runs.jsonl",
+        {"a": (10, 2), "b": (20, 3)},
+        {"LoRA": (None, 1e-3), "full": (None, 1e-2)},
+        quick,
+        frozenset({("full", "b")}),
+        frozen=True,
+    )
+
+
+def test_a_bench_that_stops_goes_on_and_ends_with_a_known_rate(bench):
+    assert bench.missing([]) == [bench.cell("a", "frozen", 0.0, 0)]
+    assert bench.go_on(minutes=0) == []
+    records = bench.only(["a"], ["LoRA"]).go_on()
+    assert {(r["task"], r["method"]) for r in records} == {("a", "frozen"), ("a", "LoRA")}
+    assert bench.best_rate(records, "a", "LoRA") == 1e-2
+    with pytest.raises(ValueError, match="search of full on a is not over"):
+        bench.chosen(records, "a", "full")
+    assert bench.known(records) == [("a", "LoRA")]
+    records = bench.go_on()
+    assert bench.missing(records) == [] and bench.go_on() == records
+    assert set(bench.known(records)) == {("a", "LoRA"), ("a", "full"), ("b", "LoRA")}
+    assert [r["seed"] for r in bench.chosen(records, "b", "LoRA")] == [0, 1, 2]
+    assert len({tuple(r[key] for key in real_bench.KEYS) for r in records}) == len(records)
+
+
+@pytest.mark.parametrize("tasks, methods", [(["c"], None), (None, ["VeRA"])])
+def test_an_unknown_name_is_an_error(bench, tasks, methods):
+    with pytest.raises(ValueError, match="the bench has"):
+        bench.only(tasks, methods)
+
+
+# --- runs on small checkpoints -------------------------------------------------------------------
+
+
+def check(record, more=()):
+    assert {*real_bench.SCORES, *real_bench.COSTS, *more} <= record.keys()
+    assert record["peak_bytes"] > 0 and record["trainable"] > 0 and record["hardware"]
+
+
+@pytest.mark.parametrize("method", real_encoder.METHODS)
+def test_every_method_of_the_encoder_trains_and_stores_its_fields(method, data, small, small_bert):
+    task = "ag_news" if method == "full" else "sst2"
+    check(real_encoder.run(task, method, 1e-3, 0, n=8, steps=130 if method == "AdaLoRA" else 2,
+                           base=small_bert))  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["frozen", *real_decoder.METHODS])
+def test_every_method_of_the_decoder_trains_and_stores_its_fields(method, data, small, small_llama):
+    record = real_decoder.run("records", method, 1e-3, 0, n=8, steps=2, base=small_llama)
+    more = ("kept", "bleu", "said")
+    if method == "frozen":
+        assert {*real_bench.SCORES, *more} <= record.keys()
+    else:
+        check(record, more)
+    assert record["val"] == pytest.approx(-record["val_loss"])
+
+
+@pytest.mark.parametrize("task", ["style", "translation", "sentiment"])
+def test_every_task_of_the_decoder_is_measured(task, data, small, small_llama):
+    record = real_decoder.run(task, "LoRA", 1e-3, 0, n=8, steps=2, base=small_llama)
+    check(record, ("kept",) if task == "sentiment" else ("kept", "bleu"))
+
+
+def test_a_run_again_is_the_same(data, small, small_llama):
+    first, again = (
+        real_decoder.run("style", "LoRA", 1e-2, 1, n=8, steps=3, base=small_llama) for _ in range(2)
+    )
+    times = {"seconds", "cpu_seconds"}
+    assert {k: v for k, v in first.items() if k not in times} == {
+        k: v for k, v in again.items() if k not in times
+    }
+
+
+def test_a_training_that_diverges_has_no_score(data, small, small_bert, monkeypatch):
+    def train(*args, **options):
+        raise FloatingPointError
+
+    monkeypatch.setattr(real_encoder, "train", train)
+    record = real_encoder.run("sst2", "full", 1e3, 0, n=8, steps=2, base=small_bert)
+    assert record["val"] is None and record["peak_bytes"]
+
+
+def test_no_record_of_e2e_is_in_two_parts(data, small):
+    training, choosing, _ = real_decoder.parts("records")
+    assert not {r["source"] for r in training} & {r["source"] for r in choosing}
+    assert len(training) == 54 and len(choosing) == 6
+
+
+def test_only_the_answer_is_learned(data, small_llama):
+    tokenizer = real_decoder.load(small_llama)[1]
+    (example,) = real_decoder.encode(tokenizer, "records", [{"source": "name[A]", "target": "A."}])
+    learned = [i for i in example["labels"] if i != -100]
+    assert tokenizer.decode(learned) == "A.<|im_end|>"
+    told = tokenizer.decode(example["input_ids"])
+    assert told.index("Write one sentence") < told.index("name[A]") < told.index("A.<|im_end|>")
+
+
+def test_the_share_of_a_record_that_is_said():
+    record = "name[The Vaults], area[city centre], familyFriendly[no]"
+    assert real_decoder.values(record) == ["The Vaults", "city centre", "no"]
+    assert real_decoder.said(record, "The vaults is in the city centre.") == 1
+    assert real_decoder.said(record, "It is in the City Centre.") == 0.5
+
+
+def test_floors_see_the_words(data, small, monkeypatch):
+    monkeypatch.setattr(real_encoder, "N", 20)
+    found = real_encoder.floors("ag_news")
+    assert 0 <= found["words"] <= 1 and found["guess"] == pytest.approx(0.5, abs=0.4)
+
+
+# --- what is stored ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", [real_encoder, real_decoder])
+def test_every_stored_run_has_the_named_fields_and_is_there_once(script):
+    records = store.read(script.RESULTS)
+    assert len({tuple(r[key] for key in real_bench.KEYS) for r in records}) == len(records)
+    for record in records:
+        assert {"date", "torch", "machine", *real_bench.SCORES} <= record.keys()
+        if record["method"] != "frozen":
+            assert set(real_bench.COSTS) <= record.keys()
+    for pair in script.BENCH.known(records):
+        known = script.BENCH.runs(records, *pair)
+        assert not search.at_edge(known)
+        assert {r["seed"] for r in script.BENCH.chosen(records, *pair)} >= {0, 1, 2}
