@@ -30,12 +30,12 @@
     if (unit.startsWith("%")) return `${short(Math.abs(guess - value))} points too ${side}`;
     if (ratio >= 2) return `${short(ratio)} times as much`;
     if (ratio > 0 && ratio <= 0.5) return `${short(1 / ratio)} times too ${side}`;
-    return value ? `${short(Math.abs(100 * (ratio - 1)))} % too ${side}` : `too ${side}`;
+    return value ? `${short(Math.abs(100 * (ratio - 1)))}\u00a0% too ${side}` : `too ${side}`;
   };
 
   // {right: true, false or neither, said: in words}; of an exercise the words do not give the answer away.
   const judge = (ask, given, checks) => {
-    const { kind, answer, unit = "" } = ask.dataset, space = unit && ` ${unit}`;
+    const { kind, answer, unit = "" } = ask.dataset, space = unit && `\u00a0${unit}`;
     if (kind === "free") return { said: `You said: ${given}. What do you think now?` };
     if (kind === "choice") {
       const right = given === answer;
@@ -51,9 +51,10 @@
       `${exact ? "just so" : right ? "near enough" : far}.` };
   };
 
-  const line = (text, kind) => {
-    const made = document.createElement("p");
-    made.textContent = text;
+  const line = (text, kind, about) => {
+    const made = document.createElement("p"), name = document.createElement("b");
+    if (about) name.textContent = about;
+    made.append(...(about ? [name, " "] : []), text);
     if (kind) made.className = kind;
     return made;
   };
@@ -83,8 +84,10 @@
     const checks = isCheck(form), asks = asksOf(form);
     const found = asks.map((ask, i) => given[i] ? judge(ask, given[i], checks) :
       { said: !checks && ask.dataset.answer ? `${ask.dataset.kind === "choice" ? "It is: " : "It printed "}` +
-        `${ask.dataset.answer}${ask.dataset.unit ? ` ${ask.dataset.unit}` : ""}.` : "" });
-    const lines = found.map(({ right, said }) => said && line(said, right ? "guess-right" : right === false && "guess-wrong"));
+        `${ask.dataset.answer}${ask.dataset.unit ? `\u00a0${ask.dataset.unit}` : ""}.` : "" });
+    const about = (i) => asks.length > 1 ? asks[i].querySelector("legend, label").textContent.replace(/[^?]$/, "$&:") : "";
+    const lines = found.map(({ right, said }, i) =>
+      said && line(said, right ? "guess-right" : right === false && "guess-wrong", about(i)));
     const over = !checks || found.every(({ right }) => right);
     if (!over) lines.push(line(form.querySelector("details") ? "Try again, or open the hint." : "Try again."));
     say(form, ...lines.filter(Boolean));

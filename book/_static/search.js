@@ -32,7 +32,11 @@
     if (word.length < 4 || [...terms].some((term) => term.includes(stem))) return word;
     const most = word.length < 8 ? 1 : 2;
     const files = (term) => [Search._index.terms[term] ?? []].flat().length;
-    const near = [...terms].map((term) => [distance(stem, term, most), -files(term), term])
+    // The index holds stems; of a misspelt word the stem may be cut off elsewhere ("meging", "mege", "merg").
+    const lower = word.toLowerCase(), endings = ["s", "ed", "ing"].filter((ending) => lower.endsWith(ending));
+    const far = (term) => Math.min(distance(stem, term, most),
+      ...endings.map((ending) => distance(lower, term + ending, most)));
+    const near = [...terms].map((term) => [far(term), -files(term), term])
       .filter(([far]) => far <= most).sort(([a, n], [b, m]) => a - b || n - m);
     return near.length ? near[0][2] : word;
   };

@@ -40,6 +40,7 @@ PREDICT = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 GUESS = "<b>Your guess first.</b> What was printed is folded below until you have one."
+COMPARE = "<b>Your guess first.</b> Then compare it with the answer."
 CHECK = "<b>Your answer.</b> Try it, then check it here. The solution is folded below."
 AGAIN = '<button type="button" class="guess-again" hidden>Start again</button>'
 CHECK_BUTTONS = f'<p class="guess-buttons"><button type="submit">Check</button> {AGAIN}</p>'
@@ -120,7 +121,8 @@ def form_at(page: str, cells: list[dict], at: int, entry: dict, head: str = "") 
         right = answers(entry, printed(cells_behind(cells, entry, at)))
     except ValueError as error:
         raise ValueError(f"{key}, in {FOLDER}: {error}") from None
-    return form_of(key, entry, right, exercise, head or (CHECK if exercise else GUESS))
+    head = head or (CHECK if exercise else COMPARE if entry.get("hides") == [] else GUESS)
+    return form_of(key, entry, right, exercise, head)
 
 
 def name_of(page: str, cell: str) -> str:

@@ -58,7 +58,7 @@ def stack(lines: list[str], cut: int) -> str:
         name = line[:cut] if GAP.search(line) or line.startswith(" ") else line
         kind = "name" if name.strip() else "no-name"
         name, rest = (html.escape(part, quote=False) for part in (name, line[len(name) :]))
-        made.append(f'<span class="row"><span class="{kind}">{name}</span>{rest}\n</span>')
+        made.append(f'<span class="named"><span class="{kind}">{name}</span>{rest}\n</span>')
     return "".join(made)
 
 

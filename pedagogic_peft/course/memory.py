@@ -34,9 +34,8 @@ MOMENTS: Mapping[str, tuple[int, float | None]] = {
 }
 # NF4: 4 bits, and a scale for 64 weights in 8 bits, with a float32 for 256 scales (Dettmers et al. 2023).
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-CARD_GB = (
-    2**30
-)  # bytes: the "GB" in a card's name is a binary one, that of a file or a formula 10**9
+# Bytes. The "GB" in a card's name is a binary one, that of a file or of a formula 10**9.
+CARD_GB = 2**30
 
 # What one layer keeps for each token: (widths, feed-forward widths, ranks), keys and values apart.
 KEPT: Mapping[tuple[str, str], tuple[int, int, int]] = {

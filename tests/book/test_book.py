@@ -101,9 +101,9 @@ def test_the_pages_can_install_from_pypi_by_name_and_from_git_again(tmp_path):
             shutil.copy(path, copy)
     before = {path: path.read_text() for path in tool.files(tmp_path)}
     page = tmp_path / "chapters" / "06_practice" / "scaling_out.ipynb"
-    assert f"notebooks,hub] @ git+{repository}" in page.read_text()
+    assert f"notebooks,hub,quantised] @ git+{repository}" in page.read_text()
     tool.install_from("pypi", tmp_path)
-    assert r"%pip install -q \"pedagogic-peft[notebooks,hub]\"" in page.read_text()
+    assert r"%pip install -q \"pedagogic-peft[notebooks,hub,quantised]\"" in page.read_text()
     clones = f"git+{repository}"
     assert not [path for path in before if clones in path.read_text()]
     tool.install_from("git", tmp_path)

@@ -324,7 +324,7 @@ def test_the_names_of_a_wide_table_stand_above_their_numbers_on_a_narrow_screen(
     made = outputs.PRINTED.sub(
         outputs.dress, start + "\n".join(rows).replace("<", "&lt;") + "</pre>"
     )
-    assert "stacked" in made and made.count('class="row"') == 4 and made.count('"no-name"') == 1
+    assert "stacked" in made and made.count('class="named"') == 4 and made.count('"no-name"') == 1
     assert '<span class="name">a &lt; b' in made
     again = outputs.html.unescape(outputs.TAG.sub("", made)).rstrip("\n").split("\n")
     assert again == rows, "what is shown is what was printed"

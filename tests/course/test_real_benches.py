@@ -204,6 +204,17 @@ def test_a_bench_that_stops_goes_on_and_ends_with_a_known_rate(bench):
     assert len({tuple(r[key] for key in real_bench.KEYS) for r in records}) == len(records)
 
 
+def test_a_share_of_the_runs_is_repeated_beside_them(bench):
+    records = bench.go_on()
+    trained = [r for r in records if r["method"] != "frozen"]
+    found = bench.again(0.25)
+    assert [stored for stored, _ in found] == trained[::4]
+    assert all(new["test"] == stored["test"] for stored, new in found)
+    assert store.read(bench.results) == records  # nothing is there twice
+    with pytest.raises(ValueError, match="share=0.*more than 0"):
+        bench.again(0)
+
+
 @pytest.mark.parametrize("tasks, methods", [(["c"], None), (None, ["VeRA"])])
 def test_an_unknown_name_is_an_error(bench, tasks, methods):
     with pytest.raises(ValueError, match="the bench has"):
@@ -273,7 +284,7 @@ def test_only_the_answer_is_learned(data, small_llama):
     learned = [i for i in example["labels"] if i != -100]
     assert tokenizer.decode(learned) == "A.<|im_end|>"
     told = tokenizer.decode(example["input_ids"])
-    assert told.index("Write one sentence") < told.index("name[A]") < told.index("A.<|im_end|>")
+    assert told.index("Tell all of this") < told.index("name[A]") < told.index("A.<|im_end|>")
 
 
 def test_the_share_of_a_record_that_is_said():
@@ -285,8 +296,12 @@ def test_the_share_of_a_record_that_is_said():
 
 def test_floors_see_the_words(data, small, monkeypatch):
     monkeypatch.setattr(real_encoder, "N", 20)
-    found = real_encoder.floors("ag_news")
-    assert 0 <= found["words"] <= 1 and found["guess"] == pytest.approx(0.5, abs=0.4)
+    found = real_encoder.run("ag_news", "frozen", 0.0, 0, n=20, steps=0)
+    assert (
+        found["test"] is None
+        and 0 <= found["words"] <= 1
+        and found["guess"] == pytest.approx(0.5, abs=0.4)
+    )
 
 
 # --- what is stored ------------------------------------------------------------------------------

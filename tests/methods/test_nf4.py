@@ -411,3 +411,34 @@ def test_a_quantised_map_follows_the_dtype_of_its_model():
     assert layer.bfloat16().weight.dtype == torch.bfloat16
     assert layer.to("cpu").weight.dtype == torch.bfloat16  # a move alone changes no dtype
     assert layer.float().weight.dtype == torch.float32
+
+
+# Others' NF4
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_bitsandbytes_stores_the_same_codes(double_quant):
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 64)
+    ours = NF4Linear(linear, double_quant=double_quant)
+    W = linear.weight.detach()
+    codes, state = quantize_4bit(W, None, None, 64, double_quant, "nf4")
+    theirs, error = dequantize_4bit(codes, state), (ours.weight - W).norm()
+    assert torch.equal(codes.flatten(), ours.codes)
+    assert (theirs - ours.weight).norm() <= (0.1 if double_quant else 1e-5) * error
+    assert abs((theirs - W).norm() / error - 1) < 0.01
+
+
+def test_torchao_loses_as_much_though_some_codes_differ():
+    pytest.importorskip("torchao")
+    from torchao.quantization import NF4Tensor
+
+    torch.manual_seed(0)
+    linear = nn.Linear(256, 256)
+    ours, W = NF4Linear(linear), linear.weight.detach()
+    theirs = NF4Tensor.from_tensor(W, 64, 256).get_original_weight()
+    assert abs((theirs - W).norm() / (ours.weight - W).norm() - 1) < 0.01
+    assert ((theirs - ours.weight).abs() > 0.1 * ours.weight.abs().max()).float().mean() < 0.02

@@ -71,3 +71,14 @@ def test_a_side_bar_opens_and_closes(screen, kind):
         assert bar.count()
         getattr(toggle, screen.press)()
     assert state(screen) == before, "it does not close"
+
+
+def test_no_button_is_covered_by_what_another_says_of_itself(screen):
+    toggle = screen.locator(".bd-header-article .secondary-toggle:visible")
+    if not toggle.count():
+        pytest.skip("its side bar stands beside the page")
+    getattr(toggle, screen.press)()
+    screen.wait_for_timeout(700)
+    screen.keyboard.press("Escape")
+    getattr(screen.locator(".bd-header-article .search-button:visible").first, screen.press)()
+    screen.locator("#pst-search-dialog[open]").wait_for()

@@ -136,14 +136,47 @@ class Bench:
                 run_missing([cell], self.run, self.results)
         return read(self.results)
 
+    def again(self, share: float, minutes: float | None = None) -> list[tuple[Cell, Cell]]:
+        """Run a share of the stored runs again, on other hardware as a rule; return (stored, again).
+
+        The new records stand in a file of their own, so that no number is there twice.
+
+        Args:
+            share: of the runs of this bench that trained, evenly spread; above 0, at most 1.
+            minutes: no new run begins later than that.
+
+        Raises:
+            ValueError: the share is not above 0 and at most 1.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share={share}: expected more than 0 and at most 1")
+        path = self.results.with_name(f"{self.results.stem}_again.jsonl")
+        mine = [r for r in read(self.results) if (r["task"], r["method"]) in self.pairs()]
+        start, found = time.monotonic(), []
+        for stored in mine[:: round(1 / share)]:
+            if minutes is not None and time.monotonic() - start > 60 * minutes:
+                break
+            cell = {key: stored[key] for key in KEYS}
+            records = run_missing([cell], self.run, path)
+            found.append((stored, next(r for r in records if cell.items() <= r.items())))
+        return found
+
     def main(self, description: str) -> None:
         """The command line: which tasks and methods, and for how long."""
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--tasks", nargs="+", help=f"of {', '.join(self.lengths)}")
         parser.add_argument("--methods", nargs="+", help=f"of {', '.join(self.methods)}")
         parser.add_argument("--minutes", type=float, help="begin no run later than that")
+        parser.add_argument("--again", type=float, metavar="SHARE", help="repeat stored runs")
         asked = parser.parse_args()
-        self.only(asked.tasks, asked.methods).go_on(asked.minutes)
+        bench = self.only(asked.tasks, asked.methods)
+        if asked.again is None:
+            bench.go_on(asked.minutes)
+            return
+        for stored, new in bench.again(asked.again, asked.minutes):
+            name = ", ".join(str(stored[key]) for key in KEYS[:4])
+            print(f"{name}: {stored['test']} on {stored['hardware']}", end="; ")
+            print(f"{new['test']} on {new['hardware']}")
 
 
 def of_like_length(

@@ -83,7 +83,7 @@ def pair(source: str, target: str) -> Callable[[Any], Example]:
 TASKS = {
     "records": Task(
         "e2e",
-        "Write one sentence that says all of this record.",
+        "Tell all of this record in plain words.",
         pair("source", "target"),
         ("dev", "dev", "test"),
         3,
@@ -94,7 +94,7 @@ TASKS = {
         "Say it as Shakespeare would.",
         pair("source", "target"),
         ("train", "valid", "test"),
-        4,
+        6,
         40,
     ),
     "translation": Task(
@@ -110,7 +110,7 @@ TASKS = {
         "Is this film review good or bad?",
         lambda row: Example(row["text"], VERDICTS[row["label"]].strip()),
         ("train", "train", "dev"),
-        4,
+        6,
     ),
 }
 FEW_METHODS = (

@@ -190,13 +190,13 @@ def _prefix() -> Sketch:
         for i, text in enumerate([*(f"P{i + 1}" for i in range(n)), *words]):
             s.box(left + w * i + 2, y, w - 4, 24, text, "trained" if i < n else "frozen")
     for row, word in enumerate(words):
-        y = top + h * (row + 0.5)
-        s.text(left - 8, y, f"{word} asks", "end")
+        middle = top + h * (row + 0.5)
+        s.text(left - 8, middle, f"{word} asks", "end")
         for column in range(n + len(words)):
-            s.box(left + w * column + 2, y - h / 2 + 2, w - 4, h - 4, kind="data")
+            s.box(left + w * column + 2, middle - h / 2 + 2, w - 4, h - 4, kind="data")
             if column - n <= row:  # a word sees the prefix, itself and what stands before it
                 kind = "trained" if column < n else "frozen"
-                s.box(left + w * (column + 0.5) - 7, y - 7, 14, 14, kind=kind)
+                s.box(left + w * (column + 0.5) - 7, middle - 7, 14, 14, kind=kind)
     s.text(left + w, 12, "trained", size=SMALL)
     s.text(left + w * 4, 12, "made from the text", size=SMALL)
     y = bottom + 42
