@@ -186,7 +186,7 @@ class Method:
         for path, delta in deltas.items():
             if overrides(delta, Delta.init_from_base):
                 base = view.modules[path]
-                _check_there(path, device_of(base), base.parameters())
+                check_there(path, device_of(base), base.parameters())
                 cast(Delta, delta).init_from_base(base)
         return deltas
 
@@ -207,11 +207,11 @@ class Method:
         for path, delta in deltas.items():
             device, held = device_of(view.modules[path]), [m._parameters for m in delta.modules()]
             own = [p for parameters in held for p in parameters.values() if p is not None]
-            _check_there(path, device, own)
+            check_there(path, device, own)
             if any((p.device, p.dtype) != (device, torch.float32) for p in own):
                 delta.to(device, torch.float32)
         for path, module in saved.items():
-            _check_there(path, device_of(module), module.parameters())
+            check_there(path, device_of(module), module.parameters())
         return deltas | {path: TrainedCopy(module) for path, module in saved.items()}
 
 
@@ -228,7 +228,12 @@ def device_of(module: nn.Module) -> torch.device:
     return own
 
 
-def _check_there(path: str, device: torch.device, needed: Iterable[nn.Parameter]) -> None:
+def has_no_values(model: nn.Module) -> bool:
+    """Tell whether a model is on "meta", and no one brings its values for a pass, as accelerate does."""
+    return any(p.is_meta for p in model.parameters()) and device_of(model).type == "meta"
+
+
+def check_there(path: str, device: torch.device, needed: Iterable[nn.Parameter]) -> None:
     """Raise a ValueError if what is needed of an offloaded module has no values now."""
     if device.type != "meta" and any(p.is_meta for p in needed):
         what = f"{path!r} is offloaded: between two calls accelerate keeps its values elsewhere"

@@ -518,6 +518,10 @@ def _check_is_module(model: Any) -> None:
     kind = type(model).__name__
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a model (torch.nn.Module), got {kind}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            f"This {kind} is compiled by torch.jit: pass the model that it was made of"
+        )
     if len(model._modules) == 1 and (inner := WRAPPED.intersection(model._modules)):
         what = f"This {kind} wraps another model: pass its .{min(inner)} instead"
         raise ValueError(f"{what}, and wrap that again once an adaptation is attached or loaded")

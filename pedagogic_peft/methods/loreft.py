@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.delta import Delta, Deltas
-from pedagogic_peft.core.method import Method, Peft, field
+from pedagogic_peft.core.method import Method, Peft, field, has_no_values
 from pedagogic_peft.core.sites import Modules, View, layer_of
 from pedagogic_peft.core.targets import is_linear, sizes
 from pedagogic_peft.methods.prompt_trial import first_output, undisturbed, words
@@ -161,7 +161,7 @@ def shapes_of_states(model: Any, layers: Modules) -> dict[str, torch.Size]:
     def look(path: str, output: Any) -> None:
         found[path] = (output[0] if isinstance(output, tuple) else output).shape
 
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if has_no_values(model):
         return found
     handles = [
         layer.register_forward_hook(lambda module, args, output, path=path: look(path, output))

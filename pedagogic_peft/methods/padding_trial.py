@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pedagogic_peft.core.delta import some
+from pedagogic_peft.core.method import has_no_values
 from pedagogic_peft.core.sites import Modules
 from pedagogic_peft.methods.prompt_trial import first_output, undisturbed, words
 
@@ -41,7 +42,7 @@ def reach_the_text(model: Any, places: Modules) -> list[str]:
     try:
         ids, mask = words(model)
         table = model.get_input_embeddings()
-        if any(parameter.is_meta for parameter in model.parameters()):
+        if has_no_values(model):
             return []
         handles = [m.register_forward_hook(partial(add, p)) for p, m in places.items()]
         handles.append(table.register_forward_hook(partial(add, TOKENS)))

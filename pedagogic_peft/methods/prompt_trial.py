@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pedagogic_peft.core.delta import Args, Kwargs
+from pedagogic_peft.core.method import device_of, has_no_values
 from pedagogic_peft.core.sites import by_name
 from pedagogic_peft.core.verbs import disabled
 from pedagogic_peft.methods.virtual_tokens import positions, widened
@@ -41,7 +43,7 @@ def takes_prompts(model: Any, backbone: Any, prompt: Any, others: Mapping[nn.Mod
         ValueError: it does not even without padding.
     """
     short = prompt.limit is not None and prompt.limit < 8
-    if short or any(parameter.is_meta for parameter in model.parameters()):
+    if short or has_no_values(model):
         return True
     ids, mask = words(model)
     P = torch.tensor([[0, 1], [1, 2], [0, 1]], device=ids.device)  # which words are the prompt's
@@ -135,13 +137,13 @@ def check_generate(model: Any) -> None:
 
 def words(model: Any) -> tuple[Tensor, Tensor]:
     """Return ids and mask of three rows, (3, 5), of which the second begins with padding."""
-    table, config = model.get_input_embeddings().weight, model.config.to_dict()
+    table, config = model.get_input_embeddings(), model.config.to_dict()
     parts = [config, *[part for part in config.values() if isinstance(part, dict)]]
     special = {
         v for part in parts for k, v in part.items() if "token" in str(k) and isinstance(v, int)
     }
-    plain = [i for i in range(len(table)) if i not in special][:5]
-    ids = torch.tensor([plain] * 3, device=table.device)
+    plain = [i for i in range(len(table.weight)) if i not in special][:5]
+    ids = torch.tensor([plain] * 3, device=device_of(table))
     mask = torch.ones_like(ids)
     ids[1, 0] = padding_of(model)
     mask[1, 0] = 0
@@ -177,12 +179,14 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside the block the frozen model is in evaluation; later it and random numbers are as before.
 
     So are the attributes and children that a pass changes: BigBird exchanges its attentions at a short text.
+    What `load` allows a file to ask for does not bind the pass of a model.
     """
     modules = list(model.modules())
     before = [(dict(vars(m)), dict(m._modules), dict(m._buffers)) for m in modules]
     frozen = disabled(model) if "_adaptations" in vars(model) else nullcontext()
     try:
-        with frozen, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with frozen, random, _disable_current_modes():
             model.eval()
             yield
     finally:

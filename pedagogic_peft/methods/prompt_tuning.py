@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pedagogic_peft.core import validation
 from pedagogic_peft.core.architectures import backbone_of
 from pedagogic_peft.core.delta import Args, Delta, Deltas, Kwargs
-from pedagogic_peft.core.method import Method, Peft, field
+from pedagogic_peft.core.method import Method, Peft, check_there, device_of, field
 from pedagogic_peft.core.sites import Modules, View, by_name
 from pedagogic_peft.methods.prompt_trial import check_generate, takes_prompts
 from pedagogic_peft.methods.virtual_tokens import (
@@ -363,14 +363,16 @@ def embedding_of(model: Any) -> nn.Embedding:
 
 def initial_prompt(embedding: nn.Embedding, n: int, init: str | Sequence[int]) -> Tensor:
     """Return the first value of P, (n, d), in float32; ``init`` as in `PromptTuning`."""
+    device = device_of(embedding)
     if init == "random":
+        check_there("the embedding of tokens", device, embedding.parameters())
         return torch.randn(n, embedding.embedding_dim) * embedding.weight.float().std().cpu()
     if isinstance(init, str):
         ids = torch.randint(embedding.num_embeddings, (n,))
     else:
         ids = token_ids(embedding, init, n)
     with torch.no_grad():
-        rows: Tensor = embedding(ids.to(embedding.weight.device))  # with its scale, if it has one
+        rows: Tensor = embedding(ids.to(device))  # with its scale, if it has one
     return rows.float()
 
 

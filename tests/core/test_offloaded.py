@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.models import build, gradients, logits, randomise
+from sweep import small
 
 from pedagogic_peft import (
     IA3,
@@ -12,6 +13,8 @@ from pedagogic_peft import (
     LoRA,
     PiSSA,
     PrefixTuning,
+    PromptTuning,
+    PTuning,
     VeRA,
     attach,
     load,
@@ -23,6 +26,7 @@ from pedagogic_peft.core.sites import sites
 pytestmark = pytest.mark.filterwarnings("ignore:The head")
 BASES = {"llama": LoRA(), "gpt2": LoRA(target_modules=["c_attn", "wte"]), "bert": LoRA()}
 REST = [IA3(), VeRA(r=4), BottleneckAdapter(placement="parallel"), PrefixTuning(2)]
+REST += [PromptTuning(2), PTuning(2)]
 
 
 def offloaded(name: str):
@@ -69,6 +73,18 @@ def test_what_needs_an_offloaded_weight_is_refused_before_anything_changes(metho
     with pytest.raises(ValueError, match="is offloaded: between two calls"):
         attach(model, method)
     assert not list(sites(model)) and "_adaptations" not in vars(model)
+
+
+def test_a_trial_of_an_offloaded_model_finds_what_one_of_any_finds():
+    model = small.build("gemma3n_text", "writes")
+    pytest.importorskip("accelerate").cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="cannot have a soft prompt"):
+        attach(model, PromptTuning(2))
+
+
+def test_a_start_as_spread_as_an_offloaded_table_is_refused():
+    with pytest.raises(ValueError, match="the embedding of tokens' is offloaded"):
+        attach(offloaded("llama"), PromptTuning(2, init="random"))
 
 
 def test_merging_into_an_offloaded_weight_is_refused():

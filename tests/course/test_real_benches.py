@@ -296,8 +296,12 @@ def test_the_share_of_a_record_that_is_said():
 
 def test_floors_see_the_words(data, small, monkeypatch):
     monkeypatch.setattr(real_encoder, "N", 20)
-    found = real_encoder.floors("ag_news")
-    assert 0 <= found["words"] <= 1 and found["guess"] == pytest.approx(0.5, abs=0.4)
+    found = real_encoder.run("ag_news", "frozen", 0.0, 0, n=20, steps=0)
+    assert (
+        found["test"] is None
+        and 0 <= found["words"] <= 1
+        and found["guess"] == pytest.approx(0.5, abs=0.4)
+    )
 
 
 # --- what is stored ------------------------------------------------------------------------------

@@ -76,6 +76,8 @@ def collisions(figure: Any) -> list[str]:
 
     Words that are turned are left out: their box is larger than they are.
     """
+    from matplotlib.transforms import Bbox
+
     figure.canvas.draw()
     words = [
         (text.get_text().strip(), text.get_window_extent().padded(-1)) for text in _words(figure)
@@ -85,7 +87,8 @@ def collisions(figure: Any) -> list[str]:
     ]
     for ax in figure.axes:
         if (legend := ax.get_legend()) is not None:
-            box = legend.get_window_extent()
+            parts = [*legend.get_texts(), *legend.legend_handles]  # without the space around them
+            box = Bbox.union([part.get_window_extent() for part in parts])
             over += ["the legend over a dot" for mark in _marks(ax) if box.overlaps(mark)][:1]
     return over
 
