@@ -48,7 +48,7 @@ BASES = {  # or llama, which most of today's models are like: wider, bfloat16, w
 }
 SAID = {  # of the runs that are stored for pocket-gpt alone
     "03_adapters/bottleneck": "The stored runs adapted pocket-gpt, not",
-    "04_soft_prompts/prompt_tuning": "Stored runs of pocket-gpt, not of",
+    "04_soft_prompts/prompt_tuning": "directly, from random values (stored: pocket-gpt):",
     "04_soft_prompts/prefix_tuning": "Stored runs of pocket-gpt, not of",
 }
 WORDS = "the film was long but not dull , a warm tale of bread and two old friends".split()
