@@ -32,7 +32,7 @@
     if (word.length < 4 || [...terms].some((term) => term.includes(stem))) return word;
     const most = word.length < 8 ? 1 : 2;
     const files = (term) => [Search._index.terms[term] ?? []].flat().length;
-    // The index holds stems; of a misspelt word the stem may be cut off elsewhere ("meging", "mege", "merg").
+    // The index holds stems; of a misspelt word the stem may be cut off elsewhere ("mrging" is near "merging", not near "merg").
     const lower = word.toLowerCase(), endings = ["s", "ed", "ing"].filter((ending) => lower.endsWith(ending));
     const far = (term) => Math.min(distance(stem, term, most),
       ...endings.map((ending) => distance(lower, term + ending, most)));

@@ -113,9 +113,8 @@ def test_the_pages_can_install_from_pypi_by_name_and_from_git_again(tmp_path):
 def test_a_placeholder_for_an_address_is_refused_with_the_command_that_helps(tmp_path):
     tool = load_tool("address")
     shutil.copy(ROOT / "_config.yml", tmp_path)
-    tool.move(
-        ("https://github.com/example/pedagogic-peft", "https://example.github.io/x"), tmp_path
-    )
+    # Not written out: `make address` would replace it here too.
+    tool.move((f"{tool.PLACEHOLDER}book", "https://example.github.io/x"), tmp_path)
     with pytest.raises(SystemExit, match="make address REPOSITORY=https://github.com/OWNER/NAME"):
         tool.check(tmp_path)
     tool.move(("https://github.com/me/our-book", "https://me.github.io/our-book"), tmp_path)

@@ -9,6 +9,7 @@ from pedagogic_peft.course.experiments import (
     adapters,
     composing,
     in_the_page,
+    instruction_tuning,
     learned_and_kept,
     lora_family,
     lora_grid,
@@ -37,6 +38,15 @@ def test_the_best_rate_of_every_member_of_the_family_is_no_edge():
         for method in lora_family.METHODS:
             tried = lora_family.rates(records, task, method)
             assert lora_family.best_rate(records, task, method) in tried[1:-1], (task, method)
+
+
+def test_every_run_of_instruction_tuning_is_stored_once_and_its_rate_is_no_edge():
+    records = store.read(instruction_tuning.RESULTS)
+    keys = [(r["arm"], r["rate"], r["seed"]) for r in records]
+    assert len(keys) == len(set(keys))
+    assert not search.at_edge(instruction_tuning.of(records))
+    for arm, seeds in instruction_tuning.ARMS.items():
+        assert sorted(instruction_tuning.of_seeds(records, arm, "loss")) == [*range(seeds)]
 
 
 def test_every_run_of_the_grid_and_of_its_repeats_is_stored_once_and_tested():
