@@ -19,6 +19,7 @@ from pedagogic_peft.course.experiments import (
     adapters,
     comparison,
     composing,
+    instruction_tuning,
     lora_family,
     lora_grid,
     prefix_grid,
@@ -101,6 +102,13 @@ SEARCHES = {
         "rate",
         "val",
         lambda key, _: composing.at_best_rate()[key[0]][0]["rate"],
+    ),
+    "instruction_tuning": (
+        instruction_tuning.of(read(instruction_tuning)),
+        ("arm",),
+        "rate",
+        "val",
+        lambda key, _: instruction_tuning.rate_of(read(instruction_tuning)),
     ),
     "lora_family": (
         read(lora_family),
