@@ -109,7 +109,7 @@ def padding_by_id(
     except Exception:  # it needs a mask
         return None
     expected = expected[:, 2:] if found.shape != expected.shape and found.dim() == 3 else expected
-    there = (0, slice(0, 2)) if found.dim() == 3 and found.shape[1] == 3 else 0
+    there: Any = (0, slice(0, 2)) if found.dim() == 3 and found.shape[1] == 3 else 0
     same = found.shape == expected.shape and close(found[there], expected[there])
     return None if same else padding
 
