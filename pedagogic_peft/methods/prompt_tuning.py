@@ -161,6 +161,8 @@ class PromptTuning(PromptMethod):
         Raises:
             ValueError: a token id of ``init`` is not in the vocabulary.
         """
+        if self.init == "random":  # as large as the embeddings, so these must be at hand
+            check_there("the embedding of tokens", device_of(embedding), embedding.parameters())
         return SoftPrompt(initial_prompt(embedding, self.num_virtual_tokens, self.init))
 
 
@@ -363,16 +365,14 @@ def embedding_of(model: Any) -> nn.Embedding:
 
 def initial_prompt(embedding: nn.Embedding, n: int, init: str | Sequence[int]) -> Tensor:
     """Return the first value of P, (n, d), in float32; ``init`` as in `PromptTuning`."""
-    device = device_of(embedding)
     if init == "random":
-        check_there("the embedding of tokens", device, embedding.parameters())
         return torch.randn(n, embedding.embedding_dim) * embedding.weight.float().std().cpu()
     if isinstance(init, str):
         ids = torch.randint(embedding.num_embeddings, (n,))
     else:
         ids = token_ids(embedding, init, n)
     with torch.no_grad():
-        rows: Tensor = embedding(ids.to(device))  # with its scale, if it has one
+        rows: Tensor = embedding(ids.to(device_of(embedding)))  # with its scale, if it has one
     return rows.float()
 
 

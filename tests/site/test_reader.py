@@ -161,6 +161,7 @@ def test_a_fold_opens_and_closes_by_keyboard(desk, address):
 
 def test_a_figure_moves_by_touch(tab, address):
     tab.goto(f"{address}/{PAGE}", wait_until="load")
+    tab.evaluate("document.documentElement.classList.add('unfolded')")  # it waits for a guess
     figure = tab.locator("figure.explorable").first
     # A section is laid out when it comes near, and what is below moves: a reader would scroll on, too.
     tab.wait_for_function("""() => {

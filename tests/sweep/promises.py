@@ -206,7 +206,8 @@ def begins(model: Any, base: Base, method: Any, start: str) -> list[str]:
     wrong, away = [], gap(logits(model, base), base.logits)
     if start == NEAR:  # the choice of experts, or of what attention sees, may jump at a token
         found, own = logits(model, base), base.logits
-        away = float(((found - own).norm(dim=-1) / own.norm(dim=-1)).median())
+        # The logits of a token may be all zero, as one of Zamba's here.
+        away = float(((found - own).norm(dim=-1) / own.norm(dim=-1).clamp(min=1e-12)).median())
     if not away <= WITHIN[start]:
         wrong.append(f"start is {away:.0e} away")
     with pp.disabled(model):
