@@ -92,7 +92,7 @@ class Exchange:
 
     @property
     def prompt(self) -> list[Message]:
-        """What stands before the answer: the system's line and the question."""
+        """The system's line and the question, which stand before the answer."""
         return [
             {"role": "system", "content": SYSTEM},
             {"role": "user", "content": self.question},
