@@ -271,10 +271,9 @@ class SoftPrompt(Delta):
             real = torch.ones(batch, n, dtype=torch.long, device=P.device)
         elif mask is None:
             mask = real.new_ones(batch, past + tokens - (n if past else 0))
-        where = None
+        where = None if mask is None else columns(mask, n)
         if mask is not None:  # (batch, all tokens) -> (batch, n + all tokens)
             check_padding(mask, self.pads_left)
-            where = columns(mask, n)
             kwargs["attention_mask"] = mask = placed(torch.cat([real.to(mask), mask], 1), where)
         if not past:
             kwargs |= widened(kwargs, n, where, (batch, tokens))
