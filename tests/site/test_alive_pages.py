@@ -41,7 +41,7 @@ def said(tab) -> str:
 def test_a_reader_trains_on_a_phone(tab, address, axe, place):
     loaded = press_start(tab, address, place)
     assert loaded <= MOST, f"{loaded:,} bytes after pressing Start"
-    steps = tab.get_by_label("Steps").first
+    steps = tab.locator("figure.alive").get_by_label("Steps").first
     steps.fill("10")
     train = tab.get_by_role("button", name="Train", exact=True).first
     train.focus()
@@ -59,12 +59,12 @@ def test_a_review_is_judged_merged_saved_and_opened(tab, address, tmp_path):
     if tab.scheme == "dark":
         pytest.skip("once is enough")
     press_start(tab, address, "lora")
-    tab.get_by_label("Base").select_option("pocket-gpt-tiny")
+    tab.locator("figure.alive").get_by_label("Base").select_option("pocket-gpt-tiny")
     tab.wait_for_selector("text=pocket-gpt-tiny is loaded")
-    tab.get_by_label("Steps").fill("0")
+    tab.locator("figure.alive").get_by_label("Steps").fill("0")
     tab.get_by_role("button", name="Train", exact=True).click()
     tab.wait_for_selector("text=Steps is 0: expected 10 to 1000")
-    tab.get_by_label("Steps").fill("12")
+    tab.locator("figure.alive").get_by_label("Steps").fill("12")
     tab.get_by_role("button", name="Train", exact=True).click()
     tab.wait_for_selector("text=Train again")
     tab.get_by_label("Your review").fill("Nobody found the soup dull.")
@@ -171,7 +171,7 @@ def test_a_tab_that_slept_goes_on_and_says_so(tab, address):
     if tab.scheme == "dark":
         pytest.skip("once is enough")
     press_start(tab, address, "lora")
-    tab.get_by_label("Base").select_option("pocket-gpt-tiny")
+    tab.locator("figure.alive").get_by_label("Base").select_option("pocket-gpt-tiny")
     tab.wait_for_selector("text=pocket-gpt-tiny is loaded")
     tab.get_by_role("button", name="Train", exact=True).click()
     tab.wait_for_selector("text=Before training")

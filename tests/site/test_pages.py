@@ -18,7 +18,7 @@ CONTENT = [p for p in PAGES if p.relative_to(SITE).parts[0] in ("book", "chapter
 
 sys.path.insert(0, str(ROOT / "book" / "tools"))
 NO_PROSE = {"a", "code", "pre", "script", "style", "h1", "h2", "h3", "h4", "mjx-container"}
-OUTPUT = {"cell_output", "taught-in", "reading-time"}
+OUTPUT = {"cell_output", "taught-in", "reading-time", "guess"}  # nor is a form prose
 
 
 @cache
