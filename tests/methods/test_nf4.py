@@ -425,8 +425,10 @@ def test_bitsandbytes_stores_the_same_codes(double_quant):
     linear = nn.Linear(96, 64)
     ours = NF4Linear(linear, double_quant=double_quant)
     W = linear.weight.detach()
-    codes, state = quantize_4bit(W, None, None, 64, double_quant, "nf4")
-    theirs, error = dequantize_4bit(codes, state), (ours.weight - W).norm()
+    # in one row: with AVX-512 its CPU code takes wrong scales where a row is no whole number of blocks
+    codes, state = quantize_4bit(W.flatten(), None, None, 64, double_quant, "nf4")
+    theirs = dequantize_4bit(codes, state).reshape(W.shape)
+    error = (ours.weight - W).norm()
     assert torch.equal(codes.flatten(), ours.codes)
     assert (theirs - ours.weight).norm() <= (0.1 if double_quant else 1e-5) * error
     assert abs((theirs - W).norm() / error - 1) < 0.01
