@@ -19,6 +19,7 @@ from pedagogic_peft.course.experiments import (
     adapters,
     comparison,
     composing,
+    dialect,
     instruction_tuning,
     lora_family,
     lora_grid,
@@ -102,6 +103,13 @@ SEARCHES = {
         "rate",
         "val",
         lambda key, _: composing.at_best_rate()[key[0]][0]["rate"],
+    ),
+    "dialect": (
+        read(dialect),
+        ("method",),
+        "rate",
+        "val",
+        lambda key, _: dialect.at_best_rate()[key[0]][0]["rate"],
     ),
     "instruction_tuning": (
         instruction_tuning.of(read(instruction_tuning)),
@@ -204,7 +212,8 @@ def test_a_best_rate_is_inside_its_grid_or_the_page_says_that_it_is_not(experime
 
 def test_every_experiment_with_a_search_is_here():
     scripts = {path.stem for path in Path(store.__file__).parent.glob("*.jsonl")}
-    without_search = {"comparison_costs", "in_the_page", "learned_and_kept", "task_adapters"}
+    without_search = {"comparison_costs", "in_the_page", "learned_and_kept", "sums_of_skills"}
+    without_search |= {"task_adapters"}
     without_search |= {f"{name}_again" for name in SEARCHES}  # a few runs, repeated elsewhere
     assert scripts - without_search == SEARCHES.keys()
 
