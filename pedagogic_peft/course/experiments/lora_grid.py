@@ -26,7 +26,7 @@ from pedagogic_peft.course.pocket import tasks
 from pedagogic_peft.course.pocket.lessons import lesson
 
 RESULTS = Path(__file__).with_name("lora_grid.jsonl")
-STEPS, BATCH_SIZE = 60, 16
+STEPS, LONGER, BATCH_SIZE = 60, 180, 16
 SEEDS = (0, 1, 2)  # of every rate
 MORE_SEEDS = (3, 4)  # of the best
 RANKS = (1, 4, 16, 64)
@@ -38,6 +38,7 @@ SCALINGS: dict[str, Callable[[int], dict[str, Any]]] = {
     "5.7 / √r": lambda r: {"alpha": 2 * 8**0.5, "use_rslora": True},
 }
 ALL_RATES = (3e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+LONGER_RATES = (3e-3, 5e-3, 1e-2, 2e-2)
 FULL_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 SETS = ("q, v", "q, k, v, o", "feed-forward", "all")  # of target modules
 
@@ -91,13 +92,14 @@ def run(part: str, name: str, r: int, lr: float, seed: int, base: str = "pocket-
     method = None  # full fine-tuning
     if part == "scaling":
         method = LoRA(r=r, target_modules="all-linear", **SCALINGS[name](r))
-    elif part == "targets":
+    elif part in ("targets", "longer"):
         method = LoRA(r=r, alpha=2 * r, target_modules=targets(frozen, name)[0])
     torch.manual_seed(seed)
     model = copy.deepcopy(frozen)
     if method:
         attach(model, method)
-    train(model, data, steps=STEPS, batch_size=BATCH_SIZE, lr=lr, seed=seed, progress=False)
+    steps = LONGER if part == "longer" else STEPS
+    train(model, data, steps=steps, batch_size=BATCH_SIZE, lr=lr, seed=seed, progress=False)
     scores = {
         name: tasks.word_accuracy(model, tokenizer, reviews, lesson(base).labels)
         for name, reviews in held_out.items()
@@ -113,6 +115,7 @@ def cells(base: str = "pocket-gpt") -> list[Cell]:
     rows: list[tuple[Any, ...]] = [
         *(("scaling", s, r, lora * lr) for s in SCALINGS for r in RANKS for lr in RATES),
         *(("targets", t, rank[t], lora * lr) for t in SETS for lr in ALL_RATES),
+        *(("longer", t, rank[t], lora * lr) for t in SETS for lr in LONGER_RATES),
         *(("full", "full fine-tuning", 0, full * lr) for lr in FULL_RATES),
     ]
     names = ("part", "name", "r", "lr", "seed")
