@@ -1,6 +1,6 @@
 """The experiment of pages 4.3 and 4.4: what is elicited, what is taught, and does the model's size matter?
 
-    python -m pedagogic_peft.course.experiments.prompt_limits    # runs what is missing, 40 minutes in all
+    python -m pedagogic_peft.course.experiments.prompt_limits    # runs what is missing, two hours in all
 
 Two tasks, three sizes of pocket-gpt, five methods, 60 steps. Each method tries some learning rates on
 seed 0; the one with the best validation score is run on more seeds. "style" is a way of telling that
@@ -165,17 +165,17 @@ def controls() -> list[Kind]:
     """Return the runs that tell what is slow from what is not learned, the shortest first."""
     return [
         ("pirate", "prefix", STEPS, (0.3, 1.0, 3.0), SEEDS),
-        ("pirate", "words", LONGER, (0.1,), THREE),
+        ("pirate", "words", LONGER, (0.01, 0.03, 0.1, 0.3), THREE),
         ("style", "prompt", SETTLED, (0.03,), SEEDS),
         ("sentiment", "prompt", LONGER, (0.003, 0.01, 0.03, 0.1), SEEDS),
         ("sentiment", "prefix", LONGER, (0.01, 0.03, 0.1, 0.3, 1.0), SEEDS),
         ("sentiment", "adapter", LONGER, (3e-4, 1e-3, 3e-3), SEEDS),
         ("sentiment", "LoRA", LONGER, (1e-3, 3e-3, 1e-2, 3e-2), SEEDS),
-        ("sentiment", "prefix", LONGEST, (0.1, 0.3), ONE),
-        ("sentiment", "prompt", LONGEST, (0.03,), ONE),
-        ("record", "LoRA", LONGER, (1e-2,), ONE),
-        ("record", "prefix", LONGEST, (0.3,), ONE),
-        ("record", "words", LONGEST, (0.1,), ONE),
+        ("record", "LoRA", LONGER, (3e-3, 1e-2, 3e-2), THREE),
+        ("record", "words", LONGEST, (0.003, 0.01, 0.03, 0.1, 0.3), THREE),
+        ("record", "prefix", LONGEST, (0.1, 0.3, 1.0), THREE),
+        ("sentiment", "prompt", LONGEST, (0.003, 0.01, 0.03, 0.1), SEEDS),
+        ("sentiment", "prefix", LONGEST, (0.1, 0.3, 1.0), SEEDS),
     ]
 
 
