@@ -47,6 +47,7 @@ PAGES = [f"02_lora/{path.stem}" for path in sorted((CHAPTERS / "02_lora").glob("
 BASES = {  # or llama, which most of today's models are like: wider, bfloat16, with fewer keys than queries
     "02_lora/lora_beyond_text": ["vit"],
     "02_lora/lora_family": ["gpt2"],  # hundreds of trainings, so a narrow one
+    "02_lora/lora_in_use": ["gpt2"],
     "02_lora/why_low_rank": ["gpt2"],
     "03_adapters/bottleneck": ["llama", "gpt2"],
     "04_soft_prompts/prompt_tuning": ["llama", "gpt2"],

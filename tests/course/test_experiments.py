@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 
+from pedagogic_peft import attach, load_base
+from pedagogic_peft.core.sites import sites
 from pedagogic_peft.course.experiments import (
     adapters,
     composing,
+    dialect,
     in_the_page,
     instruction_tuning,
     learned_and_kept,
@@ -18,6 +21,7 @@ from pedagogic_peft.course.experiments import (
     prompt_limits,
     search,
     store,
+    sums_of_skills,
     task_adapters,
     tuning,
 )
@@ -115,6 +119,7 @@ def test_every_run_of_a_search_and_of_its_repeats_is_stored_once(script):
 
 
 def test_every_run_of_the_comparison_of_sizes_is_stored_once():
+    """And some more, of rates that were the best of fewer."""
     records = store.read(prompt_limits.RESULTS)
     cells = [
         cell
@@ -123,7 +128,34 @@ def test_every_run_of_the_comparison_of_sizes_is_stored_once():
         for cell in prompt_limits.search(base, kind) + prompt_limits.repeats(records, base, kind)
     ]
     stored = [{key: record[key] for key in cells[0]} for record in records]
-    assert len(records) == len(cells) and all(cell in stored for cell in cells)
+    assert all(stored.count(cell) == 1 for cell in cells + stored)
+
+
+def test_every_run_of_the_dialect_and_of_the_sums_is_stored_once():
+    assert not dialect.missing(store.read(dialect.RESULTS))
+    for name, runs in dialect.at_best_rate().items():
+        assert [r["seed"] for r in runs] == list(dialect.SEEDS), name
+    records = store.read(sums_of_skills.RESULTS)
+    stored = [{key: r[key] for key in ("pair", "seed")} for r in records]
+    assert len(stored) == len(sums_of_skills.cells())
+    assert all(cell in stored for cell in sums_of_skills.cells())
+
+
+def test_a_dialect_has_the_words_of_a_translation_in_another_order():
+    [plain], [other] = tasks.translation(1, 3), dialect.dialect(1, 3)
+    assert other.prompt == plain.prompt and other.answer != plain.answer
+    assert sorted(other.answer.split()) == sorted(plain.answer.split())
+
+
+def test_a_weight_scales_what_an_update_adds():
+    model, tokenizer = load_base("pocket-gpt-tiny")
+    attach(model, sums_of_skills.METHOD, "shout")
+    for _, site in sites(model):
+        torch.nn.init.normal_(site.deltas["shout"].lora_B.weight, std=0.1)
+    [site, *_] = [site for _, site in sites(model)]
+    before = site.deltas["shout"].delta_weight()
+    sums_of_skills.weigh(model, "shout", 0.5)
+    torch.testing.assert_close(site.deltas["shout"].delta_weight(), before / 2)
 
 
 def test_a_stopped_experiment_goes_on_where_it_was(tmp_path):

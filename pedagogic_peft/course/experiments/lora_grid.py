@@ -4,7 +4,8 @@
 
 Each cell adapts pocket-gpt to sentiment and stores the accuracy on 250 validation reviews. Three seeds
 choose the best rate of a method, which has a neighbour on either side. There two more seeds are run for
-the methods that page 2.3 compares, and compared are the accuracies of all five on 250 test reviews.
+the methods that page 2.3 compares, and compared are the accuracies of all five on 250 test reviews. The
+sets of matrices are trained three times as long too ("longer"), at rates of their own.
 """
 
 import copy
