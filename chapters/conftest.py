@@ -5,8 +5,8 @@
   ``{"tolerance": {"abs": 0.02, "reason": "..."}}``. Then numbers with decimals may differ by that much, and
   nothing else may: words, whole numbers, how many there are. With ``"whole": 1`` whole numbers may too, where
   results are printed without decimals.
-* What bitsandbytes says when it is imported on a processor with AVX-512 is left out (`NOISE`): every page that
-  imports peft would say it there, and only there.
+* What bitsandbytes says when it is imported on a processor with AVX-512 is left out (`NOISE`): every page
+  that imports peft would say it there, and only there.
 * A notebook stops at the first cell that raises or times out: what follows would only repeat it. Outputs that
   differ do not stop it, so that one run shows every difference.
 """

@@ -1,7 +1,8 @@
 """How `make run` executes a notebook: from a fresh kernel, and so that only what changed shows in a diff.
 
 What the kernel says of itself (the version of Python), times, what editors add, and what bitsandbytes says on
-processors with AVX-512 depend on the machine, so they are not stored. A notebook that raises is left as it was, and the command fails.
+processors with AVX-512 depend on the machine, so they are not stored. A notebook that raises is left as it
+was, and the command fails.
 """
 
 import os

@@ -171,7 +171,7 @@ def controls() -> list[Kind]:
         ("sentiment", "prefix", LONGER, (0.01, 0.03, 0.1, 0.3, 1.0), SEEDS),
         ("sentiment", "adapter", LONGER, (3e-4, 1e-3, 3e-3), SEEDS),
         ("sentiment", "LoRA", LONGER, (1e-3, 3e-3, 1e-2, 3e-2), SEEDS),
-        ("record", "LoRA", LONGER, (3e-3, 1e-2, 3e-2), THREE),
+        ("record", "LoRA", LONGER, (1e-3, 3e-3, 1e-2, 3e-2), THREE),
         ("record", "words", LONGEST, (0.003, 0.01, 0.03, 0.1, 0.3), THREE),
         ("record", "prefix", LONGEST, (0.1, 0.3, 1.0), THREE),
         ("sentiment", "prompt", LONGEST, (0.003, 0.01, 0.03, 0.1), SEEDS),

@@ -1,6 +1,6 @@
 """Page 2.4: what a weighted sum of two LoRAs keeps of either skill, for five trainings of each.
 
-    python -m pedagogic_peft.course.experiments.sums_of_skills    # what is missing: 15 minutes of one core in all
+    python -m pedagogic_peft.course.experiments.sums_of_skills    # what is missing, in 15 minutes
 
 A seed decides the initial values and the order of the examples, and with them three adaptations: shout,
 sentiment and recipes. Of a sum is stored which share of each skill's gain over the base it keeps, so 1 is
