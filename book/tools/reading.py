@@ -24,6 +24,7 @@ SECONDS_A_LINE = 2  # of code
 SECONDS_A_FIGURE = 15
 LONGEST_PAGE, LONGEST_BOOK = 60, 600  # seconds to run, on two cores
 REPORT = Path("_build") / "reports" / "notebooks.xml"  # `make gate` leaves it there
+SAID_TIME = re.compile(r"^\s*\d+ minutes of reading\.\s*")  # in a notebook's box
 IMPORTED = re.compile(r"^\s*from pedagogic_peft[\w.]* import \(?([\w\s,]+)\)?", re.MULTILINE)
 
 
@@ -267,6 +268,9 @@ def add_line(app, doctree, page: str, fact: dict) -> None:
                 link(app, page, target, name, anchor, code=True),
             ]
         line += nodes.Text(".")
+    for text in list(doctree.findall(nodes.Text)):
+        if SAID_TIME.match(text):  # the line says it
+            text.parent.replace(text, nodes.Text(f" {SAID_TIME.sub('', text)}"))
     title = next(doctree.findall(nodes.title), None)
     if title is not None:
         title.parent.insert(title.parent.index(title) + 1, line)

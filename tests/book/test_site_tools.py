@@ -123,6 +123,15 @@ def test_a_figure_waits():
     assert waiting.count("text/figure") == 1 and "<script>other" in waiting
 
 
+def test_a_figure_with_much_data_waits_in_a_file(tmp_path):
+    tool, kept = load("lighten"), '<script type="text/figure">(() => {})();</script>'
+    long = f'<script type="text/figure">(() => {{ {"0," * tool.LONGEST_SCRIPT} }})();</script>'
+    made = tool.WAITING.sub(lambda found: tool.aside(found, tmp_path / "figures"), kept + long)
+    (file,) = (tmp_path / "figures").iterdir()
+    assert made == f'{kept}<script type="text/figure" data-from="{file.stem}"></script>'
+    assert f'["{file.stem}"] = () => {{(() => {{ 0,' in file.read_text(encoding="utf-8")
+
+
 def test_a_figure_that_moves_gets_a_caption_that_is_numbered():
     from types import SimpleNamespace
 

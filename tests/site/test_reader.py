@@ -186,6 +186,8 @@ def test_paper_shows_all_of_it(browser, address, page):
     tab.wait_for_function(
         f"{fonts}.every((font) => font.status === 'loaded')"
     )  # or formulas are blank
+    held = "[...document.querySelectorAll('script[data-from]')]"
+    tab.wait_for_function(f"{held}.every((one) => window.FIGURES?.[one.dataset.from])")
     tab.emulate_media(media="print", color_scheme="dark")
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     tab.evaluate("document.querySelectorAll('img').forEach((img) => { img.loading = 'eager'; })")
