@@ -74,8 +74,7 @@ class NotebookStatus(SphinxDirective):
             [doc_link(page, titles[page]), n, f"{taken:.0f} s", "failed" if wrong else "passed"]
             for page, (n, taken, wrong) in sorted(pages.items())
         ]
-        found = [(p.get("name"), p.get("value")) for p in suite.iter("property")]
-        versions = ", ".join(f"{name} {version}" for name, version in found)
+        versions = ", ".join(versions_of(suite))
         when = (suite.get("timestamp") or "")[:10]
         head = ["page", "cells", "time", "result"]
         wrong = sum(row[-1] == "failed" for row in rows)
@@ -106,6 +105,11 @@ class LastRun(SphinxDirective):
 
 def suite_of(report: Path):
     return next(ElementTree.parse(report).getroot().iter("testsuite"))
+
+
+def versions_of(suite) -> list[str]:
+    """What ran: the run's own properties, not those of its cells."""
+    return [f"{p.get('name')} {p.get('value')}" for p in suite.findall("properties/property")]
 
 
 def doc_link(page: str, title: str) -> nodes.paragraph:
