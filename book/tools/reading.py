@@ -70,9 +70,12 @@ class NotebookStatus(SphinxDirective):
         suite = suite_of(report)
         pages = by_page(suite)
         titles = {page: toc(self.env).get(page) or page for page in pages}
+        order = list(toc(self.env))
         rows = [
             [doc_link(page, titles[page]), n, f"{taken:.0f} s", "failed" if wrong else "passed"]
-            for page, (n, taken, wrong) in sorted(pages.items())
+            for page, (n, taken, wrong) in sorted(
+                pages.items(), key=lambda one: [*order, one[0]].index(one[0])
+            )
         ]
         versions = ", ".join(versions_of(suite))
         when = (suite.get("timestamp") or "")[:10]
