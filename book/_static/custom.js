@@ -22,12 +22,23 @@
   addEventListener("resize", look);
   addEventListener("keydown", () => reachable(boxes), { once: true });
 
+  // Another script of the site.
+  const root = document.documentElement;
+  const fetched = (name) => new Promise((done, failed) => {
+    const script = Object.assign(document.createElement("script"), { onload: done, onerror: failed });
+    script.src = root.dataset.content_root + name;
+    document.head.append(script);
+  });
+
   // A figure that moves is drawn when the reader comes near; all are, before the page is printed, and where
-  // the address names a place on the page, which must not move afterwards.
+  // the address names a place on the page, which must not move afterwards. One with much data has it in a file.
   const figures = [...document.querySelectorAll('script[type="text/figure"]')];
-  const start = (waiting) => {
+  const start = async (waiting) => {
+    const { from } = waiting.dataset;
+    if (from && !window.FIGURES?.[from]) await fetched(`_static/figures/${from}.js`);
+    if (!waiting.isConnected) return;
     const script = document.createElement("script");
-    script.textContent = waiting.textContent;
+    script.textContent = from ? `FIGURES["${from}"]()` : waiting.textContent;
     waiting.replaceWith(script);
   };
   const scriptOf = (figure) => figures.find((script) => script.previousElementSibling === figure);
@@ -114,13 +125,8 @@
 
   // A search field shows what it finds while the reader types. Its scripts and its index are loaded at the first
   // use. Enter leads to the page of all results.
-  const root = document.documentElement, fields = [...document.querySelectorAll('input[name="q"]')];
+  const fields = [...document.querySelectorAll('input[name="q"]')];
   const PARTS = ["_static/language_data.js", "_static/searchtools.js", "_static/search.js", "searchindex.js"];
-  const fetched = (name) => new Promise((done, failed) => {
-    const script = Object.assign(document.createElement("script"), { onload: done, onerror: failed });
-    script.src = root.dataset.content_root + name;
-    document.head.append(script);
-  });
   const allParts = async () => {
     if (typeof Search === "undefined") for (const name of PARTS) await fetched(name);
   };
@@ -249,12 +255,17 @@
   });
 
   // Paper is white, and can't be unfolded. What is changed for it is put back. Printing does not wait for the
-  // fonts of formulas that were not met yet: they are decoded when there is nothing else to do.
-  const decode = () => document.fonts.forEach((font) => {
-    if (font.family.includes("MJX")) font.load();
-  });
-  if (window.requestIdleCallback) requestIdleCallback(decode, { timeout: 2000 });
-  else setTimeout(decode, 2000);
+  // fonts of formulas that were not met yet, nor for data of figures: they come when there is nothing else to do.
+  const prepare = () => {
+    document.fonts.forEach((font) => {
+      if (font.family.includes("MJX")) font.load();
+    });
+    figures.filter((script) => script.isConnected && script.dataset.from)
+      .forEach((script) => fetched(`_static/figures/${script.dataset.from}.js`));
+  };
+  const idle = () => window.requestIdleCallback ? requestIdleCallback(prepare, { timeout: 2000 }) : setTimeout(prepare, 2000);
+  if (document.readyState === "complete") idle();
+  else addEventListener("load", idle);
   let opened = [], theme = "";
   addEventListener("beforeprint", () => {
     theme = root.dataset.theme;

@@ -25,22 +25,34 @@
     return old[b.length];
   };
 
+  // What others call it, and what the book does.
+  const CALLED = { catastrophic: "forgetting", adaptor: "adapter", adaptors: "adapters", finetuning: "fine-tuning",
+    finetune: "fine-tune", hyperparameter: "hyper-parameter", hyperparameters: "hyper-parameters",
+    softprompt: "soft prompt", softprompts: "soft prompts", rlhf: "preferences" };
+
+  const stemOf = (word) => new Stemmer().stemWord(word.toLowerCase());
+
   // A word that no page has, nor the beginning or part of one, becomes the nearest that one has.
   const corrected = (word) => {
-    const terms = new Set([...Object.keys(Search._index.terms), ...Object.keys(Search._index.titleterms)]);
-    const stem = new Stemmer().stemWord(word.toLowerCase());
-    if (word.length < 4 || [...terms].some((term) => term.includes(stem))) return word;
-    const most = word.length < 8 ? 1 : 2;
+    const lower = word.toLowerCase(), stem = stemOf(word), british = lower.replace(/z(?=e|ing|ation)/, "s");
     const files = (term) => [Search._index.terms[term] ?? []].flat().length;
+    const terms = new Set([...Object.keys(Search._index.terms), ...Object.keys(Search._index.titleterms)]);
+    if (CALLED[lower]) return CALLED[lower];
+    if (files(stemOf(british)) > files(stem)) return british;
+    if (word.length < 4 || [...terms].some((term) => term.includes(stem))) return word;
+    const called = Object.keys(CALLED).find((name) => name.startsWith(lower) || name.length > 7 && distance(lower, name, 2) < NEAR);
+    if (called) return CALLED[called];
+    const most = word.length < 8 ? 1 : 2;
     // The index holds stems; of a misspelt word the stem may be cut off elsewhere ("mrging" is near "merging", not near "merg").
-    const lower = word.toLowerCase(), endings = ["s", "ed", "ing"].filter((ending) => lower.endsWith(ending));
+    const endings = ["s", "ed", "ing"].filter((ending) => lower.endsWith(ending));
     const far = (term) => Math.min(distance(stem, term, most),
       ...endings.map((ending) => distance(lower, term + ending, most)));
     const near = [...terms].map((term) => [far(term), -files(term), term])
       .filter(([far]) => far <= most).sort(([a, n], [b, m]) => a - b || n - m);
     return near.length ? near[0][2] : word;
   };
-  Search.correct = (query) => splitQuery(query).reduce((text, word) => text.replace(word, corrected(word)), query);
+  Search.correct = (query) => splitQuery(query).reduce((text, word) => text.replace(word, corrected(word)), query)
+    .split(" ").filter((word, i, words) => words.findIndex((other) => stemOf(other) === stemOf(word)) === i).join(" ");
 
   // [page, title, anchor, description, score, file] -> the same, as this book shows and ranks it.
   const dress = ([page, title, anchor, about, score, file], words) => {
@@ -49,7 +61,10 @@
     const term = page === "book/glossary" && anchor.startsWith("#term-");
     let shown = name && !about ? [name, section].filter(Boolean).join(" > ") : title;
     if (term) shown = `${decodeURIComponent(anchor.slice(6)).replaceAll("-", " ")} (glossary)`;
-    const said = ` ${shown.toLowerCase()} `, all = words.every((word) => said.includes(word));
+    // A page's address says in other words what its page is about: "forgetting" of "What is forgotten".
+    const address = page.startsWith("chapters/") && !section ? page.split("/").pop().replaceAll("_", " ") : "";
+    const said = ` ${shown.toLowerCase()} ${address} `;
+    const all = words.every((word) => said.includes(word) || said.includes(stemOf(word)));
     const kind = page.startsWith("chapters/") ? 30 : page.startsWith("book/api/") ? -20 : 0;
     // A title that holds all words is better, most of all at its start; among equals the earlier page.
     const starts = shown.toLowerCase().replace(/^[\d.]+ /, "").startsWith(words.join(" "));
@@ -72,7 +87,10 @@
     };
     every.forEach((result) => keep(dress(result, words), 100));
     some.forEach((result) => keep(dress(result, words), 0));
-    return { asked, results: [...best.values()].sort((a, b) => a[4] - b[4]) };  // the best last, as Sphinx has it
+    const results = [...best.values()].sort((a, b) => a[4] - b[4]);  // the best last, as Sphinx has it
+    // Lessons first: the glossary is second at best.
+    if (results.at(-1)?.[1].endsWith("(glossary)")) results.push(...results.splice(-2, 1));
+    return { asked, results };
   };
   Search._performSearch = (query) => Search.find(query).results;
   const nothing = "Your search did not match any documents. Please make sure that all words are spelled correctly and " +

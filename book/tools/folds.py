@@ -44,7 +44,7 @@ def sets_up(node: ast.stmt) -> bool:
 def draws(node: ast.stmt) -> bool:
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
     return bool(names & DRAWS) or any(
-        name.endswith(("explorable", "drawing")) for name in called(node)
+        name.endswith(("explorable", "drawing", "alive")) for name in called(node)
     )
 
 

@@ -6,7 +6,7 @@ The theme and the extensions load eleven style sheets, most of whose rules match
 scripts that hold up the page, and all of Font Awesome (1.5 MB) for some twenty icons. When the last page
 is written, this leaves one style sheet with the rules that match, one deferred script, two icon fonts
 that hold the icons used, and the size of every picture, so that nothing moves when it arrives. The figures
-that move wait for the reader to come near.
+that move wait for the reader to come near; those with much data wait in files of their own.
 """
 
 import hashlib
@@ -31,6 +31,8 @@ LOADED_LATER = ("search.js", "guesses.js")  # by custom.js, where they are used
 OUR_SEARCH = "search.js"  # after Sphinx's tools, before the index, which starts the search
 # The script of a figure that moves; custom.js runs it when the reader comes near.
 FIGURE = re.compile(r"(</figure>\s*)<script>(?=\s*\(\(\) => \{\s*const data = )")
+WAITING = re.compile(r'<script type="text/figure">(.*?)</script>', re.DOTALL)
+LONGEST_SCRIPT = 30_000  # letters of one in a page; a longer one is a file of its own
 # Roles that docutils gives to references and that ARIA has given up, and a label that hides what it labels.
 ROLES = {
     ' role="doc-biblioentry"': "",
@@ -218,7 +220,20 @@ def rewrite(text: str, path: Path, site: Path, style: str, script: str) -> str:
     for old, new in ROLES.items():
         body = body.replace(old, new)
     body = FIGURE.sub(r'\1<script type="text/figure">', body)
+    body = WAITING.sub(lambda found: aside(found, site / "_static" / "figures"), body)
     return head + found + re.sub(r"<img\b[^>]*>", lambda tag: sized(tag.group(0), path), body)
+
+
+def aside(found: re.Match, folder: Path) -> str:
+    """A long script in a file of its own, so that a page is not held up by the data of its figures."""
+    text = found.group(1)
+    if len(text) <= LONGEST_SCRIPT:
+        return found.group(0)
+    folder.mkdir(exist_ok=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    held = f'(window.FIGURES ??= {{}})["{name}"] = () => {{{text}}};\n'
+    (folder / f"{name}.js").write_text(held, encoding="utf-8")
+    return f'<script type="text/figure" data-from="{name}"></script>'
 
 
 def sized(tag: str, page: Path) -> str:

@@ -85,6 +85,7 @@ def print_page(tab: Page, page: str, to: Path) -> PdfReader:
     )
     tab.evaluate("Promise.all([...document.fonts].map((font) => font.load()))")
     tab.wait_for_function("[...document.images].every((img) => img.complete)")
+    tab.wait_for_function("!document.querySelector('script[type=\"text/figure\"]')")
     tab.pdf(path=str(to), format="A4", margin=MARGIN, print_background=True)
     return PdfReader(to)
 

@@ -24,6 +24,7 @@ SECONDS_A_LINE = 2  # of code
 SECONDS_A_FIGURE = 15
 LONGEST_PAGE, LONGEST_BOOK = 60, 600  # seconds to run, on two cores
 REPORT = Path("_build") / "reports" / "notebooks.xml"  # `make gate` leaves it there
+SAID_TIME = re.compile(r"^\s*\d+ minutes of reading\.\s*")  # in a notebook's box
 IMPORTED = re.compile(r"^\s*from pedagogic_peft[\w.]* import \(?([\w\s,]+)\)?", re.MULTILINE)
 
 
@@ -69,12 +70,14 @@ class NotebookStatus(SphinxDirective):
         suite = suite_of(report)
         pages = by_page(suite)
         titles = {page: toc(self.env).get(page) or page for page in pages}
+        order = list(toc(self.env))
         rows = [
             [doc_link(page, titles[page]), n, f"{taken:.0f} s", "failed" if wrong else "passed"]
-            for page, (n, taken, wrong) in sorted(pages.items())
+            for page, (n, taken, wrong) in sorted(
+                pages.items(), key=lambda one: [*order, one[0]].index(one[0])
+            )
         ]
-        found = [(p.get("name"), p.get("value")) for p in suite.iter("property")]
-        versions = ", ".join(f"{name} {version}" for name, version in found)
+        versions = ", ".join(versions_of(suite))
         when = (suite.get("timestamp") or "")[:10]
         head = ["page", "cells", "time", "result"]
         wrong = sum(row[-1] == "failed" for row in rows)
@@ -105,6 +108,11 @@ class LastRun(SphinxDirective):
 
 def suite_of(report: Path):
     return next(ElementTree.parse(report).getroot().iter("testsuite"))
+
+
+def versions_of(suite) -> list[str]:
+    """What ran: the run's own properties, not those of its cells."""
+    return [f"{p.get('name')} {p.get('value')}" for p in suite.findall("properties/property")]
 
 
 def doc_link(page: str, title: str) -> nodes.paragraph:
@@ -267,6 +275,9 @@ def add_line(app, doctree, page: str, fact: dict) -> None:
                 link(app, page, target, name, anchor, code=True),
             ]
         line += nodes.Text(".")
+    for text in list(doctree.findall(nodes.Text)):
+        if SAID_TIME.match(text):  # the line says it
+            text.parent.replace(text, nodes.Text(f" {SAID_TIME.sub('', text)}"))
     title = next(doctree.findall(nodes.title), None)
     if title is not None:
         title.parent.insert(title.parent.index(title) + 1, line)

@@ -22,7 +22,9 @@ class Tolerances(SphinxDirective):
                     )
         if not rows:
             return [nodes.paragraph("", "No cell declares a tolerance.")]
-        return [table(["page", "cell", "may differ by", "why"], rows)]
+        made = table(["page", "cell", "may differ by", "why"], rows)
+        made["classes"].append("last-below")  # on a phone
+        return [made]
 
 
 def limits(tolerance: dict) -> str:

@@ -123,6 +123,15 @@ def test_a_figure_waits():
     assert waiting.count("text/figure") == 1 and "<script>other" in waiting
 
 
+def test_a_figure_with_much_data_waits_in_a_file(tmp_path):
+    tool, kept = load("lighten"), '<script type="text/figure">(() => {})();</script>'
+    long = f'<script type="text/figure">(() => {{ {"0," * tool.LONGEST_SCRIPT} }})();</script>'
+    made = tool.WAITING.sub(lambda found: tool.aside(found, tmp_path / "figures"), kept + long)
+    (file,) = (tmp_path / "figures").iterdir()
+    assert made == f'{kept}<script type="text/figure" data-from="{file.stem}"></script>'
+    assert f'["{file.stem}"] = () => {{(() => {{ 0,' in file.read_text(encoding="utf-8")
+
+
 def test_a_figure_that_moves_gets_a_caption_that_is_numbered():
     from types import SimpleNamespace
 
@@ -249,13 +258,16 @@ def test_a_report_becomes_a_line_of_the_landing_page(tmp_path):
     report.parent.mkdir(parents=True)
     report.write_text(
         '<testsuites><testsuite timestamp="2026-11-29T12:00:00">'
-        '<testcase classname="chapters.a.ipynb" time="1"/>'
+        '<properties><property name="python" value="3.11.7"/></properties>'
+        '<testcase classname="chapters.a.ipynb" time="1">'
+        '<properties><property name="numbers" value="{}"/></properties></testcase>'
         '<testcase classname="chapters.b.ipynb" time="1"><failure/></testcase>'
         "</testsuite></testsuites>"
     )
     (line,) = reading.LastRun.run(types.SimpleNamespace(env=env))
     assert line.astext().startswith("Last tested on 2026-11-29: 1 of 2 notebooks give")
     assert line.astext().endswith("Status")
+    assert reading.versions_of(reading.suite_of(report)) == ["python 3.11.7"], "not what cells note"
 
 
 def test_the_status_page_names_pages_that_take_too_long():

@@ -123,6 +123,7 @@ def check_reading(tab) -> None:
         step,
     )
     tab.wait_for_timeout(100)
+    tab.wait_for_function("!document.querySelector('script[type=\"text/figure\"][data-from]')")
     waiting = tab.locator("figure.explorable:not([data-ready])").count()
     assert not waiting, f"{waiting} figures are not drawn"
     shift = tab.evaluate("window.shift")

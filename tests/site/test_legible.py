@@ -70,6 +70,30 @@ def test_a_picture_opens_in_a_window_where_its_labels_are_large_enough(phone, ad
         assert not phone.locator("dialog.enlarged").count(), "it does not close"
 
 
+@pytest.mark.parametrize("page", ["book/benchmarks.html", "book/status.html"])
+def test_every_column_of_a_table_is_in_sight_on_a_phone(phone, address, page):
+    phone.goto(f"{address}/{page}", wait_until="load")
+    phone.add_style_tag(content="section { content-visibility: visible !important; }")
+    hidden = phone.evaluate(
+        """[...document.querySelectorAll("article table")].filter((table) =>
+            table.querySelector("tr:first-child > :last-child").getBoundingClientRect().right > innerWidth)
+            .map((table) => table.textContent.slice(0, 40))"""
+    )
+    assert not hidden
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_printed_has_one_colour(browser, address, scheme):
+    tab = browser.new_page(color_scheme=scheme)
+    tab.goto(f"{address}/chapters/02_lora/why_low_rank.html", wait_until="load")
+    colours = tab.evaluate(
+        """[...new Set([...document.querySelectorAll(".cell_output .stream pre > :is(.l, .named)")]
+            .map((line) => getComputedStyle(line).color))]"""
+    )
+    tab.close()
+    assert len(colours) == 1, colours
+
+
 # Text that is seen, smaller than asked for; that of a drawing as the drawing is scaled.
 SMALL = """(least) => {
     const found = [], passed = "mjx-container, script, style, .headerlink, sup, sub";

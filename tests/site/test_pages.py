@@ -92,6 +92,8 @@ def test_a_chapter_page_offers_what_a_reader_needs(path):
     assert re.search(
         r"About \d+ minutes to read", read(path).find(class_="reading-time").get_text()
     )
+    times = re.findall(r"\d+ minutes (?:to read|of reading)", read(path).find("article").get_text())
+    assert len(times) == 1, f"more than one reading time: {times}"
     card = read(path).find("meta", property="og:image")
     assert card and (SITE / urlsplit(card["content"]).path.split("/", 2)[2]).exists(), (
         "no social card"

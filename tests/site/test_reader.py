@@ -186,6 +186,8 @@ def test_paper_shows_all_of_it(browser, address, page):
     tab.wait_for_function(
         f"{fonts}.every((font) => font.status === 'loaded')"
     )  # or formulas are blank
+    held = "[...document.querySelectorAll('script[data-from]')]"
+    tab.wait_for_function(f"{held}.every((one) => window.FIGURES?.[one.dataset.from])")
     tab.emulate_media(media="print", color_scheme="dark")
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     tab.evaluate("document.querySelectorAll('img').forEach((img) => { img.loading = 'eager'; })")
@@ -196,6 +198,7 @@ def test_paper_shows_all_of_it(browser, address, page):
     assert not shown["faint"], "what was unfolded fades in too late"
     assert not shown["bars"], f"parts of the screen are printed: {shown['bars']}"
     assert not shown["waiting"], "a figure is not drawn"
+    assert not shown["hide"], "paper hides nothing"
     assert shown["theme"] == "light", "light letters on white paper"
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
@@ -216,6 +219,7 @@ ON_PAPER = """() => {
         bars: within(".bd-sidebar, nav, button, footer.prev-next-footer, .explorable input[type=range]")
             .map((one) => one.outerHTML.slice(0, 80)),
         waiting: document.querySelectorAll("figure.explorable:not([data-ready])").length,
+        hide: within("details.hide > summary:not(.tag_solution *)").length,
         theme: document.documentElement.dataset.theme,
     };
 }"""
