@@ -338,7 +338,7 @@ def opened(
     package = packages.get(wanted) or recognise(path, notebook["cells"], packages)
     if package is None:
         known = ", ".join(packages)
-        raise ValueError(f"whose assignment is unknown (ASSIGNMENT=... one of {known})")
+        raise ValueError(f"unknown of which assignment: write one of {known} into the file's name")
     return content, notebook, package
 
 

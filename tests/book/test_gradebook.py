@@ -151,6 +151,13 @@ def test_all_that_is_there_twice_is_told_before_anything_is_graded(tmp_path):
     assert "100235 handed in lora twice: '100235_late' and 'Ben Åkerman" in str(refused.value)
 
 
+def test_a_notebook_without_its_title_can_be_named_by_its_file(tmp_path):
+    path = write(tmp_path / "hw1.ipynb", notebook(title="My homework"))
+    with pytest.raises(ValueError, match="write one of lora into the file's name"):
+        grade.opened(path, PACKAGES, "")
+    assert grade.opened(path.rename(tmp_path / "hw1 lora.ipynb"), PACKAGES, "")[2].name == "lora"
+
+
 @pytest.mark.parametrize("id, notes", [("100234", 0), ("", 0), ("100235", 1), ("Ann", 1)])
 def test_the_data_of_another_student_are_noted(id, notes):
     own = graded("100234", 3)
