@@ -250,6 +250,7 @@ class Grade:
     notes: list[str] = field(default_factory=list)
     written: dict[str, str] = field(default_factory=dict)
     seconds: int = 0
+    data_of: str = ""  # the id that its data were made for, where each student has their own
 
 
 def run_tests(package: Package, look: Callable[..., Any]) -> Iterator[tuple[str, float, list[str]]]:
@@ -286,16 +287,11 @@ def grade_one(
     """Grade one file."""
     grade, start = Grade(name), time.monotonic()
     try:
-        content = content_of(path)
-        notebook = read_notebook(content)
+        content, notebook, package = opened(path, packages, wanted)
     except ValueError as error:
-        grade.status = f"not a notebook: {one_line(error)}"
+        grade.status = str(error)
         return grade
     cells = notebook["cells"]
-    package = packages.get(wanted) or recognise(path, cells, packages)
-    if package is None:
-        grade.status = f"whose assignment is unknown (ASSIGNMENT=... one of {', '.join(packages)})"
-        return grade
     grade.assignment = package.name
     grade.possible = sum(q["points"] for q in package.questions if not q["manual"])
     grade.to_read = sum(q["points"] for q in package.questions if q["manual"])
@@ -307,6 +303,7 @@ def grade_one(
         for question, points, hints in run_tests(package, submission.look):
             grade.points[question] = points
             grade.hints[question] = hints
+        grade.data_of = data_of(package, submission.look)
     finally:
         submission.close()
     grade.status = submission.why or "graded"
@@ -323,6 +320,40 @@ def grade_one(
         )
     grade.seconds = round(time.monotonic() - start)
     return grade
+
+
+def opened(
+    path: Path, packages: Mapping[str, Package], wanted: str
+) -> tuple[bytes, dict[str, Any], Package]:
+    """Return the bytes of a submission, its notebook, and its assignment.
+
+    Raises:
+        ValueError: it is no notebook, or nobody knows of which assignment.
+    """
+    try:
+        content = content_of(path)
+        notebook = read_notebook(content)
+    except ValueError as error:
+        raise ValueError(f"not a notebook: {one_line(error)}") from None
+    package = packages.get(wanted) or recognise(path, notebook["cells"], packages)
+    if package is None:
+        known = ", ".join(packages)
+        raise ValueError(f"unknown of which assignment: write one of {known} into the file's name")
+    return content, notebook, package
+
+
+def data_of(package: Package, look: Callable[..., Any]) -> str:
+    """Return the id that a submission's data were made for; nothing where all have the same data."""
+
+    def named() -> str:
+        return str(STUDENT)  # type: ignore[name-defined]  # noqa: F821 - the submission's
+
+    if not any("STUDENT" in test for test in package.tests.values()):
+        return ""
+    try:
+        return one_line(look(named))
+    except (StudentError, Stopped):
+        return ""
 
 
 def content_of(path: Path) -> bytes:
@@ -547,13 +578,12 @@ def main() -> None:
     limits = Limits(given.seconds, given.cell_seconds, given.memory, isolation=given.isolation)
     given.out.mkdir(parents=True, exist_ok=True)
     grades = grade_all(found, packages, limits, given)
+    for name, student in owner.items():
+        grades[name].notes += gradebook.of_another(grades[name], student)
     write_table(list(grades.values()), given.out / "grades.csv")
     print(f"{given.out / 'grades.csv'}: {len(grades)} submissions")
     if roster:
-        try:
-            of = gradebook.one_each(grades.values(), owner)
-        except gradebook.Refused as error:
-            sys.exit(str(error))
+        of = gradebook.one_each(grades.values(), owner)
         left = gradebook.not_graded(grades.values(), owner, of)
         book = gradebook.Gradebook(roster, packages, of, read, left)
         print(*gradebook.write_all(book, given.out), sep="\n")
@@ -569,7 +599,20 @@ def read_staff_files(given: Any, found: Mapping[str, Path], packages: Mapping[st
     manual = given.manual or given.out / "to_read.csv"
     there = given.manual or manual.exists()
     read = gradebook.read_points(manual, roster, packages) if there else {}
-    return roster, gradebook.owners(found, roster), read
+    owner = gradebook.owners(found, roster)
+    gradebook.one_each(ungraded(found, packages, given.assignment), owner)
+    return roster, owner, read
+
+
+def ungraded(
+    found: Mapping[str, Path], packages: Mapping[str, Package], wanted: str
+) -> Iterator[Grade]:
+    """Yield each submission whose assignment is known."""
+    for name, path in found.items():
+        try:
+            yield Grade(name, opened(path, packages, wanted)[2].name)
+        except ValueError:
+            pass
 
 
 def grade_all(

@@ -248,18 +248,28 @@ def one_each(grades: Iterable[Grade], owner: Mapping[str, Student]) -> dict[Key,
     """Return ``{(student, assignment): grade}``.
 
     Raises:
-        Refused: a student handed in one assignment twice.
+        Refused: students handed in one assignment twice.
     """
-    found: dict[Key, Grade] = {}
+    found: dict[Key, list[Grade]] = {}
     for grade in grades:
-        if not grade.assignment:
-            continue
-        key = owner[grade.submission].id, grade.assignment
-        if key in found:
-            both = f"{found[key].submission!r} and {grade.submission!r}"
-            raise Refused(f"{key[0]} handed in {grade.assignment} twice: {both}. Take one away")
-        found[key] = grade
-    return found
+        if grade.assignment:
+            key = owner[grade.submission].id, grade.assignment
+            found.setdefault(key, []).append(grade)
+    twice = [
+        f"{student} handed in {assignment} twice: {' and '.join(repr(g.submission) for g in some)}"
+        for (student, assignment), some in found.items()
+        if len(some) > 1
+    ]
+    if twice:
+        raise Refused("; ".join(twice) + ". Leave the one that counts")
+    return {key: grade for key, [grade] in found.items()}
+
+
+def of_another(grade: Grade, student: Student) -> list[str]:
+    """Return a note if a submission works on the data that another id gives."""
+    if not grade.data_of or grade.data_of.casefold() == student.id.casefold():
+        return []
+    return [f"read this one: its data are those of {grade.data_of!r}, not of {student.id!r}"]
 
 
 def not_graded(

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -127,6 +128,59 @@ def test_two_submissions_of_one_assignment_are_refused():
     owner = gradebook.owners(["100234", "alee"], ROSTER)
     with pytest.raises(Refused, match="100234 handed in lora twice: '100234' and 'alee'"):
         gradebook.one_each([graded("100234", 3), graded("alee", 1)], owner)
+
+
+def notebook(*cells: str, title: str = "# Assignment 1: LoRA") -> str:
+    text = {"cell_type": "markdown", "source": title}
+    code = [{"cell_type": "code", "source": cell} for cell in cells]
+    return json.dumps({"cells": [text, *code], "metadata": {}, "nbformat": 4})
+
+
+def test_all_that_is_there_twice_is_told_before_anything_is_graded(tmp_path):
+    names = ("100234", "alee", "Ben Åkerman_1_file/lora", "100235_late", "100236 holiday")
+    for name in names:
+        path = tmp_path / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        write(path, "a picture" if "holiday" in name else notebook())
+    found = grade.find_submissions(tmp_path)
+    known = list(grade.ungraded(found, PACKAGES, ""))
+    assert {g.submission for g in known} == set(names[:4])
+    with pytest.raises(Refused) as refused:
+        gradebook.one_each(known, gradebook.owners(found, ROSTER))
+    assert "100234 handed in lora twice: '100234' and 'alee'" in str(refused.value)
+    assert "100235 handed in lora twice: '100235_late' and 'Ben Åkerman" in str(refused.value)
+
+
+def test_a_notebook_without_its_title_can_be_named_by_its_file(tmp_path):
+    path = write(tmp_path / "hw1.ipynb", notebook(title="My homework"))
+    with pytest.raises(ValueError, match="write one of lora into the file's name"):
+        grade.opened(path, PACKAGES, "")
+    assert grade.opened(path.rename(tmp_path / "hw1 lora.ipynb"), PACKAGES, "")[2].name == "lora"
+
+
+@pytest.mark.parametrize("id, notes", [("100234", 0), ("", 0), ("100235", 1), ("Ann", 1)])
+def test_the_data_of_another_student_are_noted(id, notes):
+    own = graded("100234", 3)
+    own.data_of = id
+    found = gradebook.of_another(own, ANN)
+    assert len(found) == notes
+    assert all(note.startswith("read this one") and repr(id) in note for note in found)
+
+
+def test_whose_the_data_are_is_asked_where_each_student_has_own_ones():
+    package = grade.Package("project", "A project", [], [], {"try_blind": "look(lambda: STUDENT)"})
+    names = {"STUDENT": "100234"}
+
+    def look(what):
+        return types.FunctionType(what.__code__, names)()
+
+    assert grade.data_of(package, look) == "100234"
+    assert grade.data_of(PACKAGES["lora"], look) == ""
+
+    def gone(what):
+        raise grade.StudentError("NameError: name 'STUDENT' is not defined")
+
+    assert grade.data_of(package, gone) == ""
 
 
 # --- points that a person gave ------------------------------------------------------------------

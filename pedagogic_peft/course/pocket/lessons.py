@@ -38,6 +38,7 @@ class Lesson:
         recipes: called as (n, seed); returns documents of a domain to adapt to.
         stories: called as (n, seed); returns documents like those the base was pretrained on.
         questions: called as (n, seed); returns examples of a skill that the base has.
+        skill: what these examples are called in a sentence.
         lr_full, lr_lora: learning rates to begin with, for full fine-tuning and for LoRA with α = 2r.
     """
 
@@ -46,6 +47,7 @@ class Lesson:
     recipes: Callable[..., list[str]]
     stories: Callable[..., list[str]]
     questions: Callable[..., list[Example]]
+    skill: str
     lr_full: float
     lr_lora: float
 
@@ -112,6 +114,7 @@ POCKET = Lesson(
     recipes=tasks.recipes,
     stories=lambda n, seed: tasks.held_out_stories(n, seed + 2**40),
     questions=tasks.questions,
+    skill="story questions",
     lr_full=2e-3,
     lr_lora=1e-2,
 )
@@ -121,6 +124,7 @@ REAL = Lesson(
     recipes=recipes,
     stories=articles,
     questions=last_words,
+    skill="LAMBADA passages",
     lr_full=5e-5,
     lr_lora=5e-4,
 )
