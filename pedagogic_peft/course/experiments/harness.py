@@ -99,6 +99,7 @@ def run(model: str) -> Cell:
     from lm_eval.models.huggingface import HFLM
 
     torch.set_num_threads(1)
+    ours: Any
     ours, tokenizer = load_base(BASE)
     docs = documents(tokenizer, (*CHOOSING, *desk.TEST))
     with tempfile.TemporaryDirectory() as folder:

@@ -112,7 +112,7 @@ def missing(records: Sequence[Cell]) -> list[Cell]:
     """Return the next runs; none when all is done. The first seed of every arm comes first."""
     if not of(records, "frozen"):
         return [{"arm": "frozen", "rate": 0.0, "seed": 0}]
-    todo = [
+    todo: list[Cell] = [
         {"arm": arm, "rate": rate, "seed": seed}
         for arm, the in ARMS.items()
         for rate, seed in search.wanted(of(records, arm), RATES, the.middle) or sides(records, arm)
