@@ -73,11 +73,15 @@ def by_harness(lm: Any, folder: Path) -> tuple[list[list[float]], Cell]:
 
 @torch.no_grad()
 def choice_scores(model: Any, tokenizer: Any, text: str, choices: Sequence[str]) -> torch.Tensor:
-    """Return the sum of the log-probabilities of each choice's tokens, after a space: (choices,)."""
+    """Return the sum of the log-probabilities of each choice's tokens, after a space: (choices,).
+
+    The text is a rendered conversation: it has the special tokens that the tokenizer would add.
+    """
+    plain = {"add_special_tokens": False}
     found = []
     for choice in choices:
-        start = len(tokenizer(text).input_ids)
-        ids = tokenizer(f"{text} {choice}", return_tensors="pt").input_ids.to(model.device)
+        start = len(tokenizer(text, **plain).input_ids)
+        ids = tokenizer(f"{text} {choice}", return_tensors="pt", **plain).input_ids.to(model.device)
         logs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         found.append(logs[start - 1 :].gather(1, ids[0, start:, None]).sum())
     return torch.stack(found).cpu()
@@ -113,7 +117,7 @@ def run(model: str) -> Cell:
             train(ours, rows(LEARNED), steps=STEPS, batch_size=4, lr=RATE, progress=False)
             options["peft"] = str(save(ours, place / "adaptation", task_type="CAUSAL_LM"))
         write_task(place, docs)
-        lm = HFLM(**options, device="cpu", dtype="float32", batch_size=8)
+        lm = HFLM(**options, device="cpu", dtype="float32", batch_size=8, add_bos_token=False)
         sums, theirs = by_harness(lm, place)
     own = [choice_scores(ours.eval(), tokenizer, d["text"], d["choices"]).tolist() for d in docs]
     apart = (torch.tensor(own) - torch.tensor(sums)).abs().max().item()
