@@ -30,6 +30,7 @@ from pedagogic_peft.course.experiments import (
     real_encoder,
     store,
     tuning,
+    without_regret,
 )
 
 CHAPTERS = Path(os.environ.get("CHAPTERS") or Path(__file__).parents[2] / "chapters").resolve()
@@ -155,6 +156,17 @@ SEARCHES = {
     ),
     "real_decoder": real(real_decoder),
     "real_encoder": real(real_encoder),
+    "without_regret": (
+        [
+            r
+            for arm in without_regret.known(read(without_regret))
+            for r in without_regret.of(read(without_regret), arm)
+        ],
+        ("arm",),
+        "rate",
+        "val",
+        lambda key, _: without_regret.rate_of(read(without_regret), *key),
+    ),
     "tuning": (
         tuning.of_ranks(read(tuning), read(lora_grid)),
         ("part", "size"),
@@ -212,8 +224,8 @@ def test_a_best_rate_is_inside_its_grid_or_the_page_says_that_it_is_not(experime
 
 def test_every_experiment_with_a_search_is_here():
     scripts = {path.stem for path in Path(store.__file__).parent.glob("*.jsonl")}
-    without_search = {"comparison_costs", "in_the_page", "learned_and_kept", "sums_of_skills"}
-    without_search |= {"task_adapters"}
+    without_search = {"comparison_costs", "harness", "in_the_page", "learned_and_kept"}
+    without_search |= {"sums_of_skills", "task_adapters"}
     without_search |= {f"{name}_again" for name in SEARCHES}  # a few runs, repeated elsewhere
     assert scripts - without_search == SEARCHES.keys()
 

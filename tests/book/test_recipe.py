@@ -54,3 +54,33 @@ def test_what_the_text_says_of_it_holds(recipe):
     assert recipe["learning_rate"] == 10 * 2e-5  # of full fine-tuning in TRL
     assert recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] < 32
     assert recipe["lora_alpha"] == 32
+
+
+def test_beside_four_bits_trl_keeps_the_lora_in_sixteen_as_the_text_says(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    import datasets
+    import peft
+    import torch
+    import transformers
+    from trl import SFTConfig, SFTTrainer
+
+    from pedagogic_peft import load_base
+
+    base, tokenizer = load_base("pocket-gpt-tiny")
+    base.save_pretrained(tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base",
+        quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True),
+        dtype=torch.bfloat16,
+        device_map="cpu",
+    )
+    trainer = SFTTrainer(
+        model,
+        SFTConfig(output_dir=str(tmp_path), bf16=False, report_to="none"),
+        train_dataset=datasets.Dataset.from_list([{"prompt": "tom", "completion": " was"}] * 2),
+        processing_class=tokenizer,
+        peft_config=peft.LoraConfig(target_modules="all-linear"),
+    )
+    types = {n: p.dtype for n, p in trainer.model.named_parameters()}
+    assert {t for n, t in types.items() if "lora_" in n} == {torch.bfloat16}
+    assert types["base_model.model.model.embed_tokens.weight"] == torch.bfloat16  # not put into 32

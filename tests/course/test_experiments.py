@@ -11,6 +11,7 @@ from pedagogic_peft.course.experiments import (
     adapters,
     composing,
     dialect,
+    harness,
     in_the_page,
     instruction_tuning,
     learned_and_kept,
@@ -24,6 +25,7 @@ from pedagogic_peft.course.experiments import (
     sums_of_skills,
     task_adapters,
     tuning,
+    without_regret,
 )
 from pedagogic_peft.course.pocket import tasks
 from pedagogic_peft.course.pocket.lessons import lesson
@@ -51,6 +53,42 @@ def test_every_run_of_instruction_tuning_is_stored_once_and_its_rate_is_no_edge(
     assert not search.at_edge(instruction_tuning.of(records))
     for arm, seeds in instruction_tuning.ARMS.items():
         assert sorted(instruction_tuning.of_seeds(records, arm, "loss")) == [*range(seeds)]
+
+
+def test_every_run_on_the_recommendations_is_stored_once_and_no_rate_is_at_an_edge():
+    records = store.read(without_regret.RESULTS)
+    keys = [(r["arm"], r["rate"], r["seed"]) for r in records]
+    assert len(keys) == len(set(keys))
+    for arm in without_regret.known(records):
+        assert not search.at_edge(without_regret.of(records, arm)), arm
+        assert sorted(without_regret.at_best(records, arm)) == [0, 1, 2]
+
+
+def test_the_attention_and_the_mlp_have_as_many_numbers_as_the_lora_on_all():
+    records = store.read(without_regret.RESULTS)
+    trained = {r["arm"]: r["trained"] for r in records if "trained" in r}
+    for arm in {"attention", "MLP"} & trained.keys():
+        assert abs(trained[arm] / trained["LoRA"] - 1) < 0.03
+
+
+def test_a_rate_between_those_of_the_grid_is_where_the_parabola_is_lowest():
+    records = [
+        {
+            "arm": "full",
+            "rate": 10.0**x,
+            "seed": 0,
+            "val_loss": (x + 3.8) ** 2,
+            "val": -((x + 3.8) ** 2),
+        }
+        for x in (-5, -4.5, -4, -3.5, -3)
+    ]
+    assert without_regret.lowest_at(records, "full", 0) == pytest.approx(-3.8)
+
+
+def test_the_harness_and_our_own_scores_agree_in_the_record():
+    for record in store.read(harness.RESULTS):
+        assert record["harness"] == record["own"] and record["apart"] < 1e-3
+        assert record["documents"] == 24 and "lm_eval" in record["versions"]
 
 
 def test_every_run_of_the_grid_and_of_its_repeats_is_stored_once_and_tested():
