@@ -86,7 +86,8 @@ def learn(model: Any, skill: str, seed: int) -> None:
 def weigh(model: Any, skill: str, weight: float) -> None:
     """Set the weight of an update: ΔW becomes weight · (α / r) B A."""
     for _, site in sites(model):
-        site.deltas[skill].scaling = weight * METHOD.alpha / METHOD.r
+        delta: Any = site.deltas[skill]
+        delta.scaling = weight * METHOD.alpha / METHOD.r
 
 
 def ends(model: Any, pair: tuple[str, str], split: str) -> list[tuple[float, float]]:
