@@ -71,8 +71,12 @@ def honest(built, handed_in) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("name", ASSIGNMENTS)
 def test_the_solution_gets_full_points(name, honest):
     line = honest[f"solved-{name}"]
-    assert line["status"] == "graded" and line["notes"] == "" and line["hints"] == ""
+    assert line["status"] == "graded" and line["hints"] == ""
     assert line["points"] == line["possible"] != "0"
+    if name == "project":  # the master's data are those of no student
+        assert line["notes"].startswith("read this one: its data are those of 'student-0'")
+    else:
+        assert line["notes"] == ""
 
 
 @pytest.mark.parametrize("name", ASSIGNMENTS)
