@@ -1,6 +1,6 @@
 """The grid of page 2.3: which matrices, which rank, which scaling, which learning rate; and full fine-tuning.
 
-    python -m pedagogic_peft.course.experiments.lora_grid    # runs what is missing, an hour in all
+    python -m pedagogic_peft.course.experiments.lora_grid    # runs what is missing, 40 minutes in all
 
 Each cell adapts pocket-gpt to sentiment and stores the accuracy on 250 validation reviews. Three seeds
 choose the best rate of a method, which has a neighbour on either side. There two more seeds are run for

@@ -1,6 +1,6 @@
 """The experiment of pages 4.3 and 4.4: what is elicited, what is taught, and does the model's size matter?
 
-    python -m pedagogic_peft.course.experiments.prompt_limits    # runs what is missing, two hours in all
+    python -m pedagogic_peft.course.experiments.prompt_limits    # runs what is missing, 90 minutes
 
 Two tasks, three sizes of pocket-gpt, five methods, 60 steps. Each method tries some learning rates on
 seed 0; the one with the best validation score is run on more seeds. "style" is a way of telling that
