@@ -13,7 +13,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 hf: Any = transformers
-LARGEST = 3_000_000  # parameters: what is larger has sizes of other names
+LARGEST = 8_000_000  # parameters: what is larger has sizes of other names
 TASKS = {  # task: the auto class, and its table of architectures
     "writes": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
     "fills in": ("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
@@ -41,8 +41,8 @@ def kinds(task: str) -> list[str]:
 def build(kind: str, task: str) -> Any:
     """Return a model in evaluation, the same each time, with no weight zero and no norm one."""
     config = configuration(kind)
-    if task == "writes" and getattr(config, "is_decoder", None) is False:
-        config.is_decoder = True
+    if getattr(config, "is_decoder", None) is not None:
+        config.is_decoder = task == "writes"
     auto = getattr(hf, TASKS[task][0])
     with torch.device("meta"):
         n = sum(p.numel() for p in auto.from_config(config).parameters())
@@ -61,10 +61,22 @@ def build(kind: str, task: str) -> Any:
 
 def configuration(kind: str) -> Any:
     """Return an architecture's configuration with small sizes."""
-    own = dict(TABLE["own"].get(kind, {}))
+    own = TABLE["own"].get(kind, {})
     plain = hf.AutoConfig.for_model(kind)
-    sizes = {} if own.pop("alone", False) else _sizes(plain)
-    return type(plain)(**{"pad_token_id": 0} | sizes | own)
+    return type(plain)(**{"pad_token_id": 0} | _small(plain, own))
+
+
+def _small(config: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes a configuration small, and the parts that it is made of: text, image, encoder."""
+    parts = {name: getattr(config, name, None) for name in type(config).sub_configs}
+    inner = {
+        name: part.to_dict()
+        | _small(part, own.get(name, {}) | TABLE["own"].get(part.model_type, {}))
+        for name, part in parts.items()
+        if isinstance(part, hf.PreTrainedConfig)
+    }
+    sizes = {} if own.get("alone") else _sizes(config)
+    return sizes | inner | {k: v for k, v in own.items() if k != "alone" and k not in inner}
 
 
 def _sizes(config: Any) -> dict[str, Any]:
@@ -72,7 +84,7 @@ def _sizes(config: Any) -> dict[str, Any]:
     found = {k: v for k, v in SIZES.items() if _settable(config, k)}
     if "qk_rope_head_dim" in found:  # latent attention: the heads' size is a sum
         found.pop("head_dim", None)
-        found["num_key_value_heads"] = found["num_attention_heads"]
+        found["num_key_value_heads"] = SIZES["num_attention_heads"]
     lists = {k: list(dict.fromkeys(getattr(config, k))) for k in LISTS if _has_list(config, k)}
     layers = max([2, *map(len, lists.values())])
     for name in ("num_hidden_layers", "n_layer", "num_layers"):
