@@ -172,7 +172,8 @@
   }
 
   // A card shows what a link to a term, a paper or an equation leads to: for a mouse and for the keyboard. It
-  // stays while the mouse is on it, and Escape closes it.
+  // stays while the mouse is on it, moves with its link when the page is scrolled (the Tab key scrolls to a link
+  // that it reaches), and Escape closes it.
   const HAS_CARD = 'article a.reference.internal:is([href*="glossary.html#term-"], [href*="references.html#"], ' +
     '[href*="#equation-"])';
   const base = new URL(root.dataset.content_root, location.href).href;
@@ -186,6 +187,14 @@
     card.hidden = true;
     over = undefined;
   };
+  const place = () => {
+    if (!over) return;
+    const at = over.getBoundingClientRect(), size = card.getBoundingClientRect();
+    if (at.bottom < 0 || at.top > innerHeight) return close();
+    const below = at.bottom + size.height + 8 < innerHeight;
+    card.style.left = `${Math.max(8, Math.min(at.left, document.documentElement.clientWidth - size.width - 8))}px`;
+    card.style.top = `${Math.max(8, below ? at.bottom + 4 : at.top - size.height - 4)}px`;
+  };
   const open = async (link) => {
     clearTimeout(leaving);
     if (over === link) return;
@@ -198,10 +207,7 @@
     link.setAttribute("aria-describedby", card.id);
     card.innerHTML = text;
     card.hidden = false;
-    const at = link.getBoundingClientRect(), size = card.getBoundingClientRect();
-    const below = at.bottom + size.height + 8 < innerHeight;
-    card.style.left = `${Math.max(8, Math.min(at.left, document.documentElement.clientWidth - size.width - 8))}px`;
-    card.style.top = `${Math.max(8, below ? at.bottom + 4 : at.top - size.height - 4)}px`;
+    place();
   };
   const leave = () => { leaving = setTimeout(close, 250); };
   for (const link of document.querySelectorAll(HAS_CARD)) {
@@ -213,7 +219,7 @@
   card.addEventListener("pointerenter", () => clearTimeout(leaving));
   card.addEventListener("pointerleave", leave);
   addEventListener("keydown", (event) => event.key === "Escape" && close());
-  addEventListener("scroll", close, { passive: true });
+  addEventListener("scroll", place, { passive: true });
 
   // What was read is ticked in the side bar, and the landing page says where to go on. Only this browser knows.
   const page = location.href.replace(base, "").replace(/\.html.*$/, "");

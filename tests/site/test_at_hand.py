@@ -80,6 +80,25 @@ def test_a_card_shows_where_a_link_leads(desk, address, to):
     assert not card.is_visible()
 
 
+def test_a_card_moves_with_its_link_and_closes_when_that_is_out_of_sight(desk, address):
+    desk.goto(f"{address}/{PAGE}", wait_until="load")
+    link = desk.locator("article a.reference.internal[href*='#equation-']").last
+    link.scroll_into_view_if_needed()
+    desk.keyboard.press("Tab")  # so that what is focused shows it
+    link.focus()
+    card = desk.locator(".card-of-link")
+    card.wait_for()
+    before = link.bounding_box()["y"], card.bounding_box()["y"]
+    desk.evaluate("scrollBy({top: -40, behavior: 'instant'})")
+    desk.wait_for_function(
+        "y => document.querySelector('.card-of-link').getBoundingClientRect().y != y", arg=before[1]
+    )
+    after = link.bounding_box()["y"], card.bounding_box()["y"]
+    assert abs((after[1] - after[0]) - (before[1] - before[0])) < 2
+    desk.evaluate("scrollTo({top: 0, behavior: 'instant'})")
+    card.wait_for(state="hidden")
+
+
 def test_what_was_read_is_ticked_and_the_landing_page_goes_on_there(desk, address):
     desk.goto(f"{address}/{PAGE}", wait_until="load")
     assert not desk.locator("a.was-read").count()
