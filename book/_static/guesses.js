@@ -1,7 +1,7 @@
 // Predict, then reveal: what the reader typed or chose beside what was printed. Only this browser keeps it.
 // The forms are made by book/tools/guesses.py. Loaded by custom.js on pages that have one.
 {
-  const KEY = "peft-guesses", forms = [...document.querySelectorAll("form.guess")];
+  const KEY = "peft-guesses", forms = [];
   let kept = {};
   try { kept = JSON.parse(localStorage.getItem(KEY)) ?? {}; } catch { /* a browser that keeps nothing */ }
   const keep = (form, value) => {
@@ -110,7 +110,9 @@
     score();
   };
 
-  for (const form of forms) {
+  // Make a form answer, with what was answered before.
+  const set = (form) => {
+    forms.push(form);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const given = asksOf(form).map(givenOf), wrong = complaint(form, given);
@@ -127,26 +129,46 @@
       form.querySelector("input").focus();
       score();
     });
-  }
+    const mine = kept[form.dataset.key];
+    if (!mine) return;
+    asksOf(form).forEach((ask, i) => give(ask, mine.given[i] ?? ""));
+    verdict(form, mine.given);
+  };
 
-  // Of the question bank: how far the reader has come in each section.
+  // Of the question bank: its forms wait in templates until the reader comes near, since a browser looks at every
+  // field of a page when it is loaded (half a second and more of a phone).
+  const fill = (section) => section.querySelectorAll("template.guess").forEach((waiting) => {
+    const form = waiting.content.querySelector("form");
+    waiting.replaceWith(form);
+    set(form);
+  });
+  const near = new IntersectionObserver((seen) => {
+    seen.filter((one) => one.isIntersecting).forEach((one) => {
+      near.unobserve(one.target);
+      fill(one.target);
+    });
+    score();
+  }, { rootMargin: "100%" });
+
+  // How far the reader has come in each section.
   const score = () => document.querySelectorAll(".guess-score").forEach((place) => {
-    const mine = [...place.closest("section").querySelectorAll("form.guess")];
+    const section = place.closest("section");
+    const mine = [...section.querySelectorAll("form.guess")], all = mine.length + section.querySelectorAll("template.guess").length;
     const judged = mine.filter((form) => kept[form.dataset.key]);
     const hit = judged.filter((form) => {
       const { given } = kept[form.dataset.key], asks = asksOf(form);
       return asks.every((ask, i) => ask.dataset.kind === "free" || (given[i] && judge(ask, given[i]).right));
     });
-    place.textContent = `Answered ${judged.length} of ${mine.length}` + (judged.length ? `, ${hit.length} of them right.` : ".");
-    place.hidden = !mine.length;
+    place.textContent = `Answered ${judged.length} of ${all}` + (judged.length ? `, ${hit.length} of them right.` : ".");
+    place.hidden = !all;
   });
 
-  for (const form of forms) {
-    const mine = kept[form.dataset.key];
-    if (!mine) continue;
-    asksOf(form).forEach((ask, i) => give(ask, mine.given[i] ?? ""));
-    verdict(form, mine.given);
-  }
+  document.querySelectorAll("form.guess").forEach(set);
+  document.querySelectorAll("template.guess").forEach((one) => {
+    const form = one.content.querySelector("form");
+    if (kept[form.dataset.key]) fill(one.closest("section"));
+    else near.observe(one.closest("section"));
+  });
   score();
 
   // An address that names a place inside of what is folded unfolds it.

@@ -1,10 +1,10 @@
 """Sphinx extension: what cells printed, so that it can be read on a narrow screen.
 
 A line that is too long wraps, and its rest is indented; so every line becomes an element. In a table of
-several columns nothing wraps: it is set smaller, as far as that can be read, and scrolls. Where its first
+several columns nothing wraps: it is set smaller, as far as that can be read, or scrolls. Where its first
 column holds names, a narrow screen shows each name on a line of its own, and the numbers below it, which
 would be out of sight. What is a table is seen by its gaps. custom.css does the rest, from the classes
-``columns`` and ``stacked`` and the number of letters in a line.
+``columns``, ``stacked`` and ``too-wide`` and the number of letters in a line.
 """
 
 import html
@@ -43,6 +43,7 @@ def dress(found: re.Match) -> str:
         if width > FIT and cut and not TAG.search(text):
             classes, text = f"{classes} stacked", stack(plain, cut)
             width = max(max(len(line) - cut, min(len(line), cut)) for line in plain)
+        classes = f"{classes} too-wide" if width > FIT else classes
         shown = f'<pre style="--letters: {width}">{text}</pre>'
         return f'<div class="{classes} columns"><div class="highlight">{shown}'
     if any(line.count("<span") != line.count("</span>") for line in lines):

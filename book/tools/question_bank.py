@@ -92,7 +92,7 @@ def with_absolute_links(text: str, folder: str) -> str:
 
 def bank(root: Path, pages: list[tuple[str, str]]) -> Iterator[str]:
     """Yield the bank's Markdown for [(page, its title)]."""
-    declared = guesses.declared(root)
+    declared, near = guesses.declared(root), True
     for page, title in pages:
         cells = json.loads((root / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
         questions, folder = questions_of(cells), page.rpartition("/")[0]
@@ -105,8 +105,15 @@ def bank(root: Path, pages: list[tuple[str, str]]) -> Iterator[str]:
             answer = with_absolute_links(question.answer, folder)
             yield f"**{question.kind}.** {text}\n"
             if entry := declared.get(page, {}).get(cells[question.cell].get("id")):
-                yield guesses.form_at(page, cells, question.cell, entry, HEAD) + "\n"
+                form = guesses.form_at(page, cells, question.cell, entry, HEAD)
+                yield (form if near else waiting(form)) + "\n"
             yield f"``````{{dropdown}} Answer\n{answer}\n``````\n"
+        near = False
+
+
+def waiting(form: str) -> str:
+    """Return a form that costs a browser nothing until `guesses.js` sets it in place."""
+    return f'<template class="guess">\n{form}\n</template>'
 
 
 def pages_of(site_map: Any, root: Path) -> list[tuple[str, str]]:

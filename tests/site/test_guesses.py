@@ -146,6 +146,30 @@ def test_the_question_bank_counts_what_was_answered_on_any_page(tab, address, ax
     tab.evaluate("localStorage.clear()")
 
 
+def test_a_form_of_the_question_bank_is_set_when_the_reader_comes_near(tab, address):
+    open_page(tab, address, BANK)
+    last = tab.locator("section:has(> .guess-score)").last
+    waiting, counted = last.locator("template.guess").count(), last.locator(".guess-score")
+    assert waiting and not last.locator("form.guess").count()
+    assert counted.text_content() == f"Answered 0 of {waiting}."
+    last.scroll_into_view_if_needed()
+    last.locator("form.guess").first.wait_for()
+    assert last.locator("form.guess").count() == waiting and not last.locator("template").count()
+    last.locator(".guess-show").first.click()
+    assert last.locator("form.guess + details").first.evaluate("fold => fold.open")
+    assert counted.text_content().startswith("Answered 1 of ")
+    tab.evaluate("localStorage.clear()")
+
+
+def test_no_section_of_the_question_bank_is_taller_than_the_room_it_is_given(tab, address):
+    open_page(tab, address, BANK)
+    for section in tab.locator("section:has(> .guess-score)").all():
+        section.scroll_into_view_if_needed()
+        tall, room = section.evaluate("""section => [section.getBoundingClientRect().height,
+            parseFloat(getComputedStyle(section).getPropertyValue("--far"))]""")
+        assert tall <= room, section.get_attribute("id")
+
+
 @pytest.mark.parametrize("page", DECLARED)
 def test_without_scripts_nothing_is_folded(browser, address, page):
     context = browser.new_context(java_script_enabled=False)
