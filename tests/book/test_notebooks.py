@@ -116,6 +116,13 @@ def test_no_cell_is_too_long(code):
         assert lines <= LONGEST_CELL, f"{name_of(cell)} has {lines} lines, at most {LONGEST_CELL}"
 
 
+def test_what_its_first_cell_installs_it_imports(code):
+    """A reader's first cell on Colab finds no library: what it installs has to have its name afterwards, too."""
+    source = code[0]["source"]
+    install, imported = source.find("%pip install"), source.rfind("    import pedagogic_peft")
+    assert install < 0 or imported > install, "after %pip install: import pedagogic_peft"
+
+
 def test_it_is_not_too_large(path):
     assert path.stat().st_size <= LARGEST, f"{path.stat().st_size} bytes"
 

@@ -66,14 +66,6 @@ def solution(master: Path) -> dict:
     return notebook | {"cells": [stub | {"source": [STUB], "id": "stub"}, *kept]}
 
 
-def first_cell(path: Path) -> str:
-    """Return the cell that installs what is missing, without the names of extras."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return re.sub(
-        r"\[.*?\]", "", "".join(next(c["source"] for c in cells if c["cell_type"] == "code"))
-    )
-
-
 def text_of(cell: dict) -> str:
     """Return what a cell printed and showed as text, without figures."""
     parts = []
@@ -246,14 +238,12 @@ def main(arguments: Sequence[str]) -> int:
         )
     print(about, flush=True)
     out, end = ROOT / "_build" / "elsewhere" / given.name, time.monotonic() + 60 * given.minutes
-    seen: set[str] = set()
     torchao = torchao_of(given.python, env) if given.install else ""
 
     def one(path: Path) -> Result | None:
         if time.monotonic() > end:
             return None
-        if given.install and path.parent.name != "assignments" and first_cell(path) not in seen:
-            seen.add(first_cell(path))
+        if given.install and path.parent.name != "assignments":  # each page may be a reader's first
             as_delivered(given.python, torchao, env)
         result = run(path, given, out, env, judge)
         said = f"{len(result.errors)} errors, {len(result.differences)} cells differ"
