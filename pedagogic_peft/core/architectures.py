@@ -6,6 +6,7 @@ The table itself is ``architectures.toml``. An architecture that is not in it ca
 
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,21 @@ RESIDUAL = by_kind(TABLE["residual"])
 def model_type(model: nn.Module) -> str | None:
     """Return ``config.model_type``, the name of the model's architecture, if it has one."""
     return getattr(getattr(model, "config", None), "model_type", None)
+
+
+def refuse_without_gradient(model: nn.Module, paths: Iterable[str]) -> None:
+    """Raise a ValueError if deltas inside of Reformer's layers would never get a gradient.
+
+    Its layers are one function of autograd, which torch leaves out if no input of it needs a gradient.
+    """
+    found = list(paths)
+    inside = [path for path in found if ".layers." in path]
+    if model_type(model) == "reformer" and inside and not any("embeddings" in p for p in found):
+        why = "Reformer's reversible layers pass on a gradient only if their input needs one"
+        what = (
+            "train the embeddings beside it: target_modules with 'word_embeddings' too, or LoRA's"
+        )
+        raise ValueError(f"{inside[0]!r}: {why}; {what} trainable_token_indices")
 
 
 def backbone_of(model: Any) -> Any:

@@ -17,7 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import attention, validation
-from pedagogic_peft.core.architectures import beside_the_text, model_type
+from pedagogic_peft.core.architectures import (
+    beside_the_text,
+    model_type,
+    refuse_without_gradient,
+)
 from pedagogic_peft.core.counting import memory_of
 from pedagogic_peft.core.delta import (
     BATCHED,
@@ -86,6 +90,7 @@ def attach(model: Model, method: Method, name: str = "default") -> Model:
     if not isinstance(method, Method):
         raise TypeError(f"method={method!r}: expected a method's hyper-parameters, such as LoRA()")
     deltas = method.plan(view)
+    refuse_without_gradient(model, deltas)
     _warn_of_frozen_head(view, deltas)
     if method.target_modules == "all-linear":
         _warn_of_frozen_experts(view, deltas)

@@ -117,7 +117,7 @@ def test_no_cell_is_too_long(code):
 
 
 def test_what_its_first_cell_installs_it_imports(code):
-    """A reader's first cell on Colab finds no library: what it installs has to have its name afterwards, too."""
+    """On Colab the first cell finds no library: what it installs needs its name afterwards."""
     source = code[0]["source"]
     install, imported = source.find("%pip install"), source.rfind("    import pedagogic_peft")
     assert install < 0 or imported > install, "after %pip install: import pedagogic_peft"

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers.asserts import assert_as_before, snapshot
 from helpers.models import batch, build, randomise
+from sweep import small
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -520,3 +521,16 @@ def test_peft_reads_a_choice_and_we_read_its(tmp_path):
     ours = load(build("llama"), tmp_path / "theirs")
     assert list(deltas_of(ours, "default")) == ["model.layers.1.self_attn.q_proj"]
     torch.testing.assert_close(ours.eval()(**tokens).logits, theirs.eval()(**tokens).logits)
+
+
+def test_reformers_layers_are_refused_while_nothing_before_them_is_trained():
+    """Its reversible layers are one function of autograd, which is left out if no input needs a gradient."""
+    model = small.build("reformer", "writes")
+    with pytest.raises(ValueError, match="train the embeddings beside it"):
+        attach(model, LoRA(r=2, target_modules="all-linear"))
+    assert all(p.requires_grad for p in model.parameters())
+    attach(model, LoRA(r=2, target_modules=["query", "word_embeddings"])).train()
+    ids = torch.randint(5, 90, (1, 8))
+    model(ids, use_cache=False).logits.square().mean().backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 3 and all(p.grad is not None for p in trained.values())

@@ -184,6 +184,8 @@ def judge(base: Base, method: Any, start: str) -> tuple[str, list[str]]:
         )
     except Exception as error:
         return "wrong", [f"attach: {_said(error)}"]
+    if not any(_runs(n, base.trainable) for n, p in own(model).items() if p.requires_grad):
+        return "no meaning", []  # all of it is beside the text
     wrong: list[str] = []
     for promise in (begins, trains, stays, merges, serves_rows, loads):
         try:
@@ -234,13 +236,27 @@ def trains(model: Any, base: Base, method: Any, start: str) -> list[str]:
     if gap(logits(model, base), base.logits) < 1e-6:
         wrong.append("no effect")
     later = gradients(model, base)
-    if bad := [n for n, g in (first | later).items() if not g.isfinite().all()]:
+    if (bad := not_finite(first | later)) and not not_finite(of_a_plain_model(model, base)):
         wrong.append(f"not finite: {bad[:3]}")
     lost = {n for n in mine if n not in later or not later[n].any()}
     lost = {n for n in lost if _runs(n, base.trainable)}
     if lost:
         wrong.append(f"{len(lost)} of {len(mine)} without gradient: {sorted(lost)[:3]}")
     return wrong
+
+
+def not_finite(gradients: dict[str, Tensor]) -> list[str]:
+    """Return the names of gradients that hold something else than numbers."""
+    return [name for name, g in gradients.items() if not g.isfinite().all()]
+
+
+def of_a_plain_model(model: Any, base: Base) -> dict[str, Tensor]:
+    """Return the gradients of the plain model with the merged weights; none if it cannot be merged."""
+    try:
+        plain = pp.merge(copy.deepcopy(model), unload=True)
+    except ValueError:
+        return {}
+    return gradients(plain.requires_grad_(True), base)
 
 
 def _runs(name: str, trainable: set[str]) -> bool:
