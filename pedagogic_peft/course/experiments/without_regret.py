@@ -1,6 +1,6 @@
 """The runs of page 6.7 on SmolLM2: what "LoRA Without Regret" recommends, as far as a small model goes.
 
-    python -m pedagogic_peft.course.experiments.without_regret    # what is missing, 25 minutes
+    python -m pedagogic_peft.course.experiments.without_regret    # what is missing, an hour
 
 SmolLM2 (134.5 million parameters) learns the house style of a library's desk, with the loss on what the
 assistant says. An arm takes 64 conversations: two passes over 32, four or sixteen at a time. Its rate is
@@ -27,6 +27,7 @@ from pedagogic_peft.course.experiments.store import Cell, read, run_missing
 RESULTS = Path(__file__).with_name("without_regret.jsonl")
 BASE = "smollm2-135m"
 LEARNED, CHOOSING = desk.TRAIN[:32], desk.TRAIN[32:]  # `desk.TEST` ranks
+SEEDS = (0, 1, 2, 3, 4)  # that compare the arms, each at its best rate
 SEEN = 64  # conversations that an arm takes, whatever its batch
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # that may be tried
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -114,24 +115,31 @@ def missing(records: Sequence[Cell]) -> list[Cell]:
         return [{"arm": "frozen", "rate": 0.0, "seed": 0}]
     todo: list[Cell] = [
         {"arm": arm, "rate": rate, "seed": seed}
-        for arm, the in ARMS.items()
-        for rate, seed in search.wanted(of(records, arm), RATES, the.middle) or sides(records, arm)
+        for arm in ARMS
+        for rate, seed in missing_of(records, arm)
     ]
     return sorted(todo, key=lambda cell: cell["seed"])[:1]
 
 
-def sides(records: Sequence[Cell], arm: str) -> list[tuple[float, int]]:
-    """Return what is missing beside the best rate, of an arm whose rate is compared."""
-    if arm not in COMPARED:
-        return []
+def missing_of(records: Sequence[Cell], arm: str) -> list[tuple[float, int]]:
+    """Return the (rate, seed) pairs that one arm needs next."""
+    mine = of(records, arm)
+    return search.wanted(mine, RATES, ARMS[arm].middle) or beside(records, arm)
+
+
+def beside(records: Sequence[Cell], arm: str) -> list[tuple[float, int]]:
+    """Return what is missing when the rate is known: more seeds, and what is next to a compared rate."""
+    rate = rate_of(records, arm)
+    wanted = [(rate, seed) for seed in SEEDS]
+    if arm in COMPARED:
+        wanted += [(r, s) for r in three_rates(records, arm) for s in search.SELECTING]
     done = {(r["rate"], r["seed"]) for r in of(records, arm)}
-    around = three_rates(records, arm)
-    return [(r, s) for r in around for s in search.SELECTING if (r, s) not in done]
+    return [cell for cell in wanted if cell not in done]
 
 
 def known(records: Sequence[Cell]) -> list[str]:
-    """Return the arms whose search is over."""
-    return [arm for arm in ARMS if not search.wanted(of(records, arm), RATES, ARMS[arm].middle)]
+    """Return the arms of which all runs are stored."""
+    return [arm for arm in ARMS if not missing_of(records, arm)]
 
 
 def rate_of(records: Sequence[Cell], arm: str) -> float:
