@@ -40,6 +40,9 @@ ROLES = {
     '<div role="list" class="citation-list">': '<div class="citation-list">',
     # The words that are seen should be the ones that are heard.
     '<summary aria-label="Toggle hidden content">': "<summary>",
+    'search-button-field search-button__button pst-js-only" title="Search" aria-label="Search"': (
+        'search-button-field search-button__button pst-js-only" title="Search"'
+    ),
 }
 NESTED = ("media", "supports", "layer", "container")
 
