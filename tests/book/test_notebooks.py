@@ -121,6 +121,7 @@ def test_what_its_first_cell_installs_it_imports(code):
     source = code[0]["source"]
     install, imported = source.find("%pip install"), source.rfind("    import pedagogic_peft")
     assert install < 0 or imported > install, "after %pip install: import pedagogic_peft"
+    assert install < 0 or "%pip uninstall -q -y torchao" in source, "peft refuses Colab's torchao"
 
 
 def test_it_is_not_too_large(path):
