@@ -84,24 +84,13 @@ def run(method: str, rate: float, seed: int) -> Cell:
 
 def missing(records: Sequence[Cell]) -> list[Cell]:
     """Return the runs that the rule asks for next, given those that are known; none at the end."""
-    asked = []
-    for name, (_, middle) in STARTS.items():
-        known = [r for r in records if r["method"] == name]
-        more = search.wanted(known, GRID, middle)
-        more = more or [(search.best_rate(known), seed) for seed in SEEDS]
-        asked += [{"method": name, "rate": rate, "seed": seed} for rate, seed in more]
-    done = [{key: r[key] for key in ("method", "rate", "seed")} for r in records]
-    return [cell for cell in asked if cell not in done]
+    middles = {name: middle for name, (_, middle) in STARTS.items()}
+    return search.missing_runs(records, middles, GRID, SEEDS)
 
 
 def at_best_rate() -> dict[str, list[Cell]]:
     """Return the stored runs of each start at its rate, in the order of the seeds."""
-    found = {}
-    for name in STARTS:
-        known = [r for r in read(RESULTS) if r["method"] == name]
-        best = search.best_rate(known)
-        found[name] = sorted((r for r in known if r["rate"] == best), key=lambda r: r["seed"])
-    return found
+    return search.at_best_rate(read(RESULTS), STARTS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ decides. One at the edge of what was tried is not known to be the best, and an e
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Cell = dict[str, Any]
@@ -99,3 +99,36 @@ def wanted(
         return [(rate, SELECTING[0]) for rate in beside]
     done = {(r["rate"], r["seed"]) for r in records}
     return [(r, s) for r in (best, second) for s in SELECTING if (r, s) not in done]
+
+
+def missing_runs(
+    records: Sequence[Cell],
+    middles: Mapping[str, float],
+    grid: Sequence[float],
+    seeds: Sequence[int],
+) -> list[Cell]:
+    """Return the runs that the rule asks for next, of several methods; none at the end.
+
+    Args:
+        records: what is known, each with its ``method``.
+        middles: {method: the middle of its first three rates}.
+        grid: as in `wanted`.
+        seeds: those that compare the methods, each at its best rate.
+    """
+    asked = []
+    for name, middle in middles.items():
+        known = [r for r in records if r["method"] == name]
+        more = wanted(known, grid, middle) or [(best_rate(known), seed) for seed in seeds]
+        asked += [{"method": name, "rate": rate, "seed": seed} for rate, seed in more]
+    done = [{key: r[key] for key in ("method", "rate", "seed")} for r in records]
+    return [cell for cell in asked if cell not in done]
+
+
+def at_best_rate(records: Sequence[Cell], methods: Iterable[str]) -> dict[str, list[Cell]]:
+    """Return the runs of each method at its best rate, in the order of the seeds."""
+    found = {}
+    for name in methods:
+        known = [r for r in records if r["method"] == name]
+        best = best_rate(known)
+        found[name] = sorted((r for r in known if r["rate"] == best), key=lambda r: r["seed"])
+    return found
