@@ -33,6 +33,10 @@ class TooLarge(Exception):
     """The small sizes do not make this model small."""
 
 
+class Elsewhere(Exception):
+    """The model needs what is not here."""
+
+
 def kinds(task: str) -> list[str]:
     """Return the architectures of a task: the values of ``config.model_type``."""
     return list(getattr(modeling_auto, TASKS[task][1]))
@@ -40,6 +44,8 @@ def kinds(task: str) -> list[str]:
 
 def build(kind: str, task: str) -> Any:
     """Return a model in evaluation, the same each time, with no weight zero and no norm one."""
+    if kind in TABLE["elsewhere"]:
+        raise Elsewhere(TABLE["elsewhere"][kind])
     config = configuration(kind)
     if getattr(config, "is_decoder", None) is not None:
         config.is_decoder = task == "writes"
