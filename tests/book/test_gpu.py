@@ -39,7 +39,8 @@ def short(monkeypatch, tmp_path):
         watched = "after_step" in options  # the page shows what became of it at certain steps
         wanted = steps or STEPS
         history = learn(*args, steps=wanted if watched else min(wanted, STEPS), **options)
-        return history + history[-1:] * (wanted - len(history))  # as long as the page may read
+        history.extend(list(history[-1:]) * (wanted - len(history)))  # as long as the page may read
+        return history
 
     for name, module in list(sys.modules.items()):
         if name.startswith("pedagogic_peft") and getattr(module, "train", None) is learn:
