@@ -85,7 +85,7 @@ def scores_of(model: Any, text: str) -> dict[str, torch.Tensor]:
 
         hooks.append(fusion.register_forward_hook(look))
     with torch.no_grad():
-        model(**material()[1](text, return_tensors="pt"))
+        model(**material()[1](text, return_tensors="pt").to(model.device))
     for hook in hooks:
         hook.remove()
     return seen
