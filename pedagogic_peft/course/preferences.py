@@ -27,8 +27,9 @@ def collate_pairs(pairs: Sequence[Sequence[Any]], pad_token_id: int = 0) -> dict
 
 def log_probs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Return log P(answer | prompt) of each row, the sum over its labelled tokens: (rows,)."""
-    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    labels = batch["labels"][:, 1:]  # position t predicts token t + 1
+    here = {key: tensor.to(next(model.parameters()).device) for key, tensor in batch.items()}
+    logits = model(here["input_ids"], attention_mask=here["attention_mask"]).logits
+    labels = here["labels"][:, 1:]  # position t predicts token t + 1
     each = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
     return -each.sum(dim=1)  # the loss of an ignored label is 0
 

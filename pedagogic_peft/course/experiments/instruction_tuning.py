@@ -80,7 +80,8 @@ def rendered_already(talk: Sequence[desk.Message]) -> list[desk.Message]:
 def measure(model: nn.Module, talks: Sequence[Sequence[desk.Message]]) -> tuple[float, float]:
     """Return the loss in nats a token of the assistant, and the mean probability of the end at its place."""
     end = base()[1].eos_token_id
-    batch = pad_collate()(examples("right", talks))
+    there = next(model.parameters()).device
+    batch = {k: t.to(there) for k, t in pad_collate()(examples("right", talks)).items()}
     logits = model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     labels = batch["labels"][:, 1:]
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()
@@ -94,7 +95,7 @@ def answers(
     tokenizer, said = base()[1], []
     write = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
     for talk in talks:
-        asked = tokenizer.apply_chat_template(talk[:1], **write)
+        asked = tokenizer.apply_chat_template(talk[:1], **write).to(model.device)
         ids = model.eval().generate(**asked, max_new_tokens=most, do_sample=False)[0]
         new = ids[asked["input_ids"].shape[1] :]
         text = tokenizer.decode(new, skip_special_tokens=True)
