@@ -90,16 +90,17 @@ def with_absolute_links(text: str, folder: str) -> str:
     )  # labels are the page's own
 
 
-def bank(root: Path, pages: list[tuple[str, str]]) -> Iterator[str]:
-    """Yield the bank's Markdown for [(page, its title)]."""
-    declared, near = guesses.declared(root), True
+def bank(root: Path, pages: list[tuple[str, str]], asks: bool = True) -> Iterator[str]:
+    """Yield the bank's Markdown for [(page, its title)], with fields for answers where scripts run."""
+    declared, near = guesses.declared(root) if asks else {}, True
     for page, title in pages:
         cells = json.loads((root / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
         questions, folder = questions_of(cells), page.rpartition("/")[0]
         if not questions:
             continue
         yield f"## {title}\n\nFrom {{doc}}`/{page}`.\n"
-        yield '<p class="guess-score" role="status"></p>\n'
+        if asks:
+            yield '<p class="guess-score" role="status"></p>\n'
         for question in questions:
             text = with_absolute_links(question.question, folder)
             answer = with_absolute_links(question.answer, folder)
@@ -132,7 +133,8 @@ def fill(app: Any, docname: str, source: list[str]) -> None:
     """Put the questions in the place of the mark."""
     if docname == PAGE:
         root = Path(app.srcdir)
-        text = "\n".join(bank(root, pages_of(app.env.external_site_map, root)))
+        pages = pages_of(app.env.external_site_map, root)
+        text = "\n".join(bank(root, pages, asks=app.builder.name != "epub"))
         source[0] = source[0].replace(MARK, text)
 
 

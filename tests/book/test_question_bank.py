@@ -80,6 +80,16 @@ def test_links_hold_on_another_page():
     )
 
 
+def test_fields_for_answers_are_only_where_scripts_run():
+    pages = [
+        ("chapters/02_lora/why_low_rank", "2.1"),
+        ("chapters/02_lora/lora_from_scratch", "2.2"),
+    ]
+    asked, plain = ("\n".join(question_bank.bank(ROOT, pages, asks)) for asks in (True, False))
+    assert asked.count("<form") > asked.count("<template") > 0 and "guess-score" in asked
+    assert "<form" not in plain and "guess" not in plain and "{dropdown} Answer" in plain
+
+
 def test_the_build_uses_it():
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["sphinx"]
     assert "question_bank" in config["local_extensions"]
