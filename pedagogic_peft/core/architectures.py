@@ -6,7 +6,6 @@ The table itself is ``architectures.toml``. An architecture that is not in it ca
 
 import re
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,19 +58,14 @@ def model_type(model: nn.Module) -> str | None:
     return getattr(getattr(model, "config", None), "model_type", None)
 
 
-def refuse_without_gradient(model: nn.Module, paths: Iterable[str]) -> None:
-    """Raise a ValueError if deltas inside of Reformer's layers would never get a gradient.
+def refuse_lost(model: nn.Module, paths: Any) -> None:
+    """Raise a ValueError if deltas inside of layers would get no gradient while embeddings are frozen.
 
-    Its layers are one function of autograd, which torch leaves out if no input of it needs a gradient.
+    Reformer's layers are one function of autograd, left out if no input of it needs a gradient.
     """
-    found = list(paths)
-    inside = [path for path in found if ".layers." in path]
-    if model_type(model) == "reformer" and inside and not any("embeddings" in p for p in found):
-        why = "Reformer's reversible layers pass on a gradient only if their input needs one"
-        what = (
-            "train the embeddings beside it: target_modules with 'word_embeddings' too, or LoRA's"
-        )
-        raise ValueError(f"{inside[0]!r}: {why}; {what} trainable_token_indices")
+    why = TABLE["lost_behind_frozen_embeddings"].get(model_type(model) or "")
+    if why and any(".layers." in p for p in paths) and not any("embeddings" in p for p in paths):
+        raise ValueError(why)
 
 
 def backbone_of(model: Any) -> Any:

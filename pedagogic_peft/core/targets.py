@@ -344,6 +344,4 @@ def refuse_ignored(view: View, paths: Iterable[str]) -> None:
     """Raise a ValueError if an adaptation of one of the modules would have no effect."""
     for path, why in ignored(view, paths).items():
         what = f"{path!r} {why}: an adaptation would be ignored"
-        raise ValueError(
-            f"{what}. Leave it out, by its name in exclude_modules or by other targets"
-        )
+        raise ValueError(f"{what}. Leave it out, by its name in exclude_modules or other targets")

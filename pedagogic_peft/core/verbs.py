@@ -17,11 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedagogic_peft.core import attention, validation
-from pedagogic_peft.core.architectures import (
-    beside_the_text,
-    model_type,
-    refuse_without_gradient,
-)
+from pedagogic_peft.core.architectures import beside_the_text, model_type, refuse_lost
 from pedagogic_peft.core.counting import memory_of
 from pedagogic_peft.core.delta import (
     BATCHED,
@@ -90,7 +86,7 @@ def attach(model: Model, method: Method, name: str = "default") -> Model:
     if not isinstance(method, Method):
         raise TypeError(f"method={method!r}: expected a method's hyper-parameters, such as LoRA()")
     deltas = method.plan(view)
-    refuse_without_gradient(model, deltas)
+    refuse_lost(model, deltas)
     _warn_of_frozen_head(view, deltas)
     if method.target_modules == "all-linear":
         _warn_of_frozen_experts(view, deltas)
@@ -524,9 +520,7 @@ def _check_is_module(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a model (torch.nn.Module), got {kind}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            f"This {kind} is compiled by torch.jit: pass the model that it was made of"
-        )
+        raise ValueError(f"This {kind} is compiled by torch.jit: pass the model it was made of")
     if len(model._modules) == 1 and (inner := WRAPPED.intersection(model._modules)):
         what = f"This {kind} wraps another model: pass its .{min(inner)} instead"
         raise ValueError(f"{what}, and wrap that again once an adaptation is attached or loaded")
