@@ -42,8 +42,8 @@ def make_epub() -> Path:
     sphinx |= about(config)
     settings = WORK / "_config.yml"
     settings.write_text(yaml.safe_dump(config), encoding="utf-8")
-    for old in WORK.rglob(f"{NAME}.epub"):
-        old.unlink()
+    # Always anew: sheets that an extension wrote last would be taken for the book's own now.
+    shutil.rmtree(WORK / "_build", ignore_errors=True)
     command = [str(Path(sys.executable).parent / "jupyter-book"), "build", "."]
     command += ["--toc", "book/_toc.yml"]
     command += ["--config", str(settings), "--path-output", str(WORK)]
