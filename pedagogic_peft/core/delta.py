@@ -129,9 +129,9 @@ class Batched:
 BATCHED: dict[type[nn.Module], Batched] = {}
 
 
-# A delta's forward in fewer steps, to the same result, where no gradient is asked for: a model that writes
-# token by token spends its time on steps. By class, too; ``FUSED[type(delta)](delta, x, y)``.
-FUSED: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {}
+# A site's forward in fewer steps, to the same result, where no gradient is asked for: a model that writes
+# token by token spends its time on steps. By the delta's class, too; ``FUSED[type(delta)](delta, base, x)``.
+FUSED: dict[type[nn.Module], Callable[[Any, nn.Module, Tensor], Tensor]] = {}
 
 
 def key_of(delta: nn.Module) -> Any:
@@ -245,10 +245,8 @@ def load_tensors(deltas: Mapping[str, nn.Module], tensors: Tensors) -> None:
             raise ValueError(f"The checkpoint does not fit this model: {what}: {some(keys)}")
     for path, delta in deltas.items():
         new = {key: tensors[f"{path}.{key}"] for key in _tensors(delta)}
-        if isinstance(delta, Delta):
-            delta.from_checkpoint(new)
-        else:
-            delta.load_state_dict(new)
+        take: Any = delta.from_checkpoint if isinstance(delta, Delta) else delta.load_state_dict
+        take(new)
         if odd := [k for k, t in _tensors(delta).items() if not torch.equal(t, new[k].to(t))]:
             raise ValueError(f"{path}.{odd[0]} is not made up as the configuration says")
 

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from pedagogic_peft.core.delta import BATCHED, Delta, key_of, overrides
 
-Groups = list[
-    tuple[Any, Tensor]
-]  # what serves some rows, and the entries of the batch that it works on
+# What serves some rows, and the entries of the batch that it works on.
+Groups = list[tuple[Any, Tensor]]
 
 
 def forward_rows(site: Any, rows: Sequence[str | None], x: Tensor) -> Tensor:

@@ -199,12 +199,11 @@ class Site(Transparent):
             record.unanswered.discard((get_ident(), self))
         # First what a model that writes token by token asks for, in few steps of Python: one plain delta.
         special = record.rows or record.originals or record.dropped_layers or not record.enabled
-        if len(args) == len(record.active) == 1 and not (
-            special or kwargs or torch.is_grad_enabled()
-        ):
+        special = special or kwargs or torch.is_grad_enabled()
+        if not special and len(args) == len(record.active) == 1:
             delta: Any = self._modules["deltas"]._modules.get(record.active[0])  # type: ignore[union-attr]
             if type(delta) in FUSED:
-                return FUSED[type(delta)](delta, args[0], self._modules["base"](*args))  # type: ignore[misc]
+                return FUSED[type(delta)](delta, self._modules["base"], *args)  # type: ignore[arg-type]
         x, *more = args or [kwargs.pop(next(iter(kwargs)))]  # an attention gets all of them by name
         rows = record.rows
         if rows and self.computed and not set(rows).isdisjoint(self.deltas):

@@ -107,9 +107,8 @@ def bias_owners(view: View, which: str, targets: Iterable[str], without: Names) 
         fitting = [path for path in shared if BitFit.can_adapt(view.modules[path])]
         if len(fitting) != 1:
             whose = " and ".join(path or "the model itself" for path in shared)
-            raise ValueError(
-                f"bias={which!r}: the bias of {whose} is not added by one module of a known kind"
-            )
+            what = f"bias={which!r}: the bias of {whose}"
+            raise ValueError(f"{what} is not added by one module of a known kind")
         found += fitting
     if not found:
         return {}

@@ -69,9 +69,8 @@ class LNTuning(Method):
         own = {module for path, module in named.items() if not only_selects(view, path)}
         if not own:
             kind = type(view.model).__name__
-            raise ValueError(
-                f"{kind} has no normalisation with a weight, which LN tuning would train"
-            )
+            what = "no normalisation with a weight, which LN tuning would train"
+            raise ValueError(f"{kind} has {what}")
         return find_targets(view, ".*", own.__contains__, without)
 
     def delta(self, path: str, module: Any) -> nn.Module:

@@ -264,8 +264,7 @@ class SoftPrompt(Delta):
         batch, tokens = (kwargs["input_ids"] if x is None else x).shape[:2]
         check_fits(n, past + tokens - (n if past else 0), self.limit)  # the cache holds P too
         if not past:
-            if x is None:
-                x = module.get_input_embeddings()(kwargs["input_ids"])
+            x = module.get_input_embeddings()(kwargs["input_ids"]) if x is None else x
             given = own_positions(module, kwargs, x) if given is None else given
         if real is None:
             real = torch.ones(batch, n, dtype=torch.long, device=P.device)

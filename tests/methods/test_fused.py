@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from pedagogic_peft.core.delta import EMPTY, HOLDERS, blank, linear
 from pedagogic_peft.methods.fused import fused_lora
@@ -16,36 +17,109 @@ def trained(**options):
     return delta
 
 
-@pytest.mark.parametrize("shape", [(4,), (2, 3), (1, 1), (2, 3, 4), ()])
-def test_it_is_the_formula(shape):
-    delta, x, y = trained(), torch.randn(*shape, 6), torch.randn(*shape, 5)
+def maps():
+    """A frozen map of each kind that is computed without its module, and one that is called."""
+    torch.manual_seed(1)
+    conv = Conv1D(5, 6)
+    nn.init.normal_(conv.bias)
+
+    class Doubling(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    made = [nn.Linear(6, 5), nn.Linear(6, 5, bias=False), conv, Doubling(6, 5)]
+    return [base.requires_grad_(False) for base in made]
+
+
+def called(delta, base, x):
+    return delta(x, base(x))
+
+
+@pytest.mark.parametrize("base", maps(), ids=lambda base: type(base).__name__)
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (1, 1), (2, 3, 4), (), (0, 3)])
+def test_it_is_the_formula(shape, base):
+    delta, x = trained(), torch.randn(*shape, 6)
     with torch.no_grad():
-        torch.testing.assert_close(fused_lora(delta, x, y), delta(x, y))
+        torch.testing.assert_close(fused_lora(delta, base, x), called(delta, base, x))
+
+
+def test_what_is_no_stretch_of_memory_is_read_right():
+    delta, base, x = trained(), maps()[2], torch.randn(6, 3, 2).permute(2, 1, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(fused_lora(delta, base, x), called(delta, base, x.contiguous()))
 
 
 def test_a_changed_or_replaced_weight_is_seen():
-    delta, x, y = trained(), torch.randn(1, 1, 6), torch.randn(1, 1, 5)
+    delta, base, x = trained(), maps()[0], torch.randn(1, 1, 6)
     with torch.no_grad():
-        before = fused_lora(delta, x, y)
+        y = base(x)
+        before = fused_lora(delta, base, x)
         delta.lora_B.weight.mul_(2)
-        written = fused_lora(delta, x, y)
+        written = fused_lora(delta, base, x)
         delta.lora_B.weight = nn.Parameter(2 * delta.lora_B.weight)
-        replaced = fused_lora(delta, x, y)
+        replaced = fused_lora(delta, base, x)
+        base.weight = nn.Parameter(torch.zeros(5, 6))
+        without = fused_lora(delta, base, x)
     torch.testing.assert_close(written - y, 2 * (before - y))
     torch.testing.assert_close(replaced - y, 4 * (before - y))
+    torch.testing.assert_close(without - base.bias, replaced - y)
 
 
-def test_hooks_dropout_and_other_dtypes_take_the_deltas_own_forward():
-    x, y = torch.randn(1, 4, 6), torch.randn(1, 4, 5)
-    hooked, calls = trained(), []
-    hooked.register_forward_hook(lambda *args: calls.append(1))
+@pytest.mark.parametrize("which", ["delta", "base"])
+@pytest.mark.parametrize("how", ["register_forward_hook", "register_forward_pre_hook"])
+def test_who_watches_a_module_sees_it_called(which, how):
+    delta, base, x, seen = trained(), maps()[0], torch.randn(1, 4, 6), []
+    module = {"delta": delta, "base": base}[which]
+    getattr(module, how)(lambda *args: seen.append(args[-1]))
     with torch.no_grad():
-        fused_lora(hooked, x, y)
-        assert calls == [1]
+        fused_lora(delta, base, x)
+    assert len(seen) == 1
+
+
+def test_what_a_hook_saw_of_the_frozen_map_is_not_written_into():
+    delta, base, x, seen = trained(), maps()[0], torch.randn(1, 4, 6), []
+    with torch.no_grad():
+        own = base(x)
+        base.register_forward_hook(lambda module, args, y: seen.append(y))
+        fused_lora(delta, base, x)
+    assert torch.equal(seen[0], own)
+
+
+def test_who_watches_all_modules_sees_them_called():
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *more: seen.append(m))
+    delta, base = trained(), maps()[0]
+    try:
+        with torch.no_grad():
+            fused_lora(delta, base, torch.randn(1, 4, 6))
+    finally:
+        handle.remove()
+    assert {delta, base} <= {*seen}
+
+
+def test_a_forward_that_was_put_in_the_place_of_a_maps_own_is_called():
+    """As accelerate does, whose forward brings an offloaded weight first."""
+    delta, base, x = trained(), maps()[0], torch.randn(1, 4, 6)
+    base.forward = lambda x: torch.ones(1, 4, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(fused_lora(delta, base, x), delta(x, torch.ones(1, 4, 5)))
+
+
+@pytest.mark.parametrize("base", maps()[:3], ids=lambda base: type(base).__name__)
+def test_autocast_is_the_modules(base):
+    delta, x = trained(), torch.randn(1, 4, 6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours, own = fused_lora(delta, base, x), called(delta, base, x)
+    assert ours.dtype == own.dtype and torch.equal(ours, own)
+
+
+def test_dropout_and_other_dtypes_take_the_deltas_own_forward():
+    base, x = maps()[0], torch.randn(1, 4, 6)
+    with torch.no_grad():
         dropping = trained(dropout=0.5).train()
-        assert not torch.equal(fused_lora(dropping, x, y), fused_lora(dropping, x, y))
-        half = fused_lora(trained(), x.bfloat16(), y.bfloat16())
-        assert half.dtype == torch.bfloat16
+        assert not torch.equal(fused_lora(dropping, base, x), fused_lora(dropping, base, x))
+        half = fused_lora(trained(), base.bfloat16(), x.bfloat16())
+    assert half.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("sizes", [(16, 2), (2, 16), (768, 8), (11, 1), (1, 3)])
