@@ -69,7 +69,8 @@ class BitFit(Method):
             named = {m: p for p, m in view.modules.items() if m in inner and _has_bias(m)}
             own = {module for module, path in named.items() if not only_selects(view, path)}
             if not own:
-                raise ValueError(f"{type(view.model).__name__} has no bias for BitFit to train")
+                kind = type(view.model).__name__
+                raise ValueError(f"{kind} has no bias, which BitFit would train")
             return find_targets(view, ".*", own.__contains__, without)
         return super().targets(view, without)
 

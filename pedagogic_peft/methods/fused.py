@@ -31,10 +31,8 @@ def fused_lora(delta: LoRALinear, base: Any, x: Tensor) -> Tensor:
     plain = type(A) is type(B) is type(W) is nn.Parameter and x.dtype is A.dtype is W.dtype
     if plain and not (parts["dropout"].training or watched(delta) or watched(base)):
         flat = x.reshape(-1, x.shape[-1])
-        if type(base) is nn.Linear:
-            y = F.linear(flat, W, b)
-        elif is_conv1d(base):
-            y = torch.addmm(b, flat, W)
+        if (linear := type(base) is nn.Linear) or is_conv1d(base):
+            y = F.linear(flat, W, b) if linear else torch.addmm(b, flat, W)
     if y is None or y.dtype is not x.dtype:  # autocast changes it
         return delta(x, base(x))  # type: ignore[no-any-return]
     y.add_(F.linear(F.linear(flat, A), B), alpha=delta.scaling)  # no one else has this y
