@@ -8,9 +8,12 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from pedagogic_peft import load, load_base
 from pedagogic_peft.course.experiments import (
+    real_adaptations,
     real_bench,
     real_data,
     real_decoder,
@@ -304,7 +307,49 @@ def test_floors_see_the_words(data, small, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("method", real_adaptations.METHODS)
+def test_an_adaptation_is_trained_stored_in_half_precision_and_loads(
+    method, data, small, small_llama, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(real_adaptations, "FOLDER", tmp_path / "stored")
+    monkeypatch.setattr(real_decoder, "N", 8)
+    found = real_adaptations.run(method, 1e-3, 0, steps=2, base=small_llama)
+    assert {"loss", "kept", "bleu", "said", "losses", *real_bench.COSTS} <= found.keys()
+    assert len(found["losses"]) == 2
+    folder = tmp_path / "stored" / real_adaptations.METHODS[method]
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    model = load(load_base(small_llama)[0], folder)
+    own = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in own) == found["trainable"]
+    assert {p.dtype for p in own} == {torch.float32}
+
+
+def test_the_rows_that_are_stored_are_those_of_the_run(data, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(real_decoder, "N", 20)
+    monkeypatch.setattr(real_adaptations, "SHIPPED", 5)
+    real_adaptations.write_rows(tmp_path / "rows.jsonl")
+    rows = store.read(tmp_path / "rows.jsonl")
+    assert rows == real_adaptations.training_rows(0)[:5]
+
+
 # --- what is stored ------------------------------------------------------------------------------
+
+
+def test_every_stored_adaptation_writes_what_the_record_says_better_than_the_base():
+    rows = real_adaptations.rows()
+    assert len(rows) == real_adaptations.SHIPPED and {*rows[0]} == {"source", "target"}
+    base, tokenizer = load_base(real_decoder.BASE)
+    examples = real_decoder.encode(tokenizer, "records", rows[:8])
+    frozen = real_decoder.loss_of(base, examples, tokenizer.pad_token_id)
+    records = store.read(real_adaptations.RESULTS)
+    assert records and all(len(r["losses"]) == r["steps"] for r in records)
+    for record in records:
+        name = real_adaptations.METHODS[record["method"]]
+        model = load(load_base(real_decoder.BASE)[0], real_adaptations.FOLDER / name)
+        assert real_decoder.loss_of(model, examples, tokenizer.pad_token_id) < frozen - 0.5
+    licence = (real_adaptations.FOLDER / "README.md").read_text("utf-8")
+    assert "CC BY-SA 4.0" in licence and "1706.09254" in licence
 
 
 @pytest.mark.parametrize("script", [real_encoder, real_decoder])
