@@ -438,3 +438,24 @@ def test_a_save_that_never_gets_its_turn_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("os.rename", busy)
     with pytest.raises(OSError, match="not empty"):
         save(model, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
+def test_names_that_are_none_are_refused_by_the_option(key, tmp_path):
+    save(attach(build("llama"), LoRA(r=2)), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: [7]}))
+    with pytest.raises(ValueError, match=f"{key}="):
+        load(build("llama"), tmp_path)
+
+
+def test_half_a_file_is_named_by_its_kind(tmp_path):
+    save(attach(build("llama"), LoRA(r=2)), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        load(build("llama"), tmp_path)
+    path.unlink()
+    (tmp_path / "adapter_model.bin").write_bytes(b"half")
+    with pytest.raises(ValueError, match="adapter_model.bin is not a whole file"):
+        load(build("llama"), tmp_path, allow_bin=True)

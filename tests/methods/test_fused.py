@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from pedagogic_peft.core.delta import EMPTY, HOLDERS, blank, linear
+from pedagogic_peft import LoRA, attach, disabled
+from pedagogic_peft.core.delta import EMPTY, FUSED, HOLDERS, blank, linear
 from pedagogic_peft.methods.fused import fused_lora
 from pedagogic_peft.methods.lora import LoRALinear
 
@@ -149,3 +150,23 @@ def test_a_module_that_is_made_in_less_time_has_what_torchs_own_has():
     assert made == own and [*made] == [*own]
     assert not any(made[name] is EMPTY[name] for name in HOLDERS)
     assert all(isinstance(EMPTY[name], bool | None) for name in {*EMPTY} - {*HOLDERS})
+
+
+def test_a_site_takes_the_fewer_steps_where_no_gradient_is_asked_for(monkeypatch):
+    taken = []
+
+    def recorded(delta, base, x):
+        taken.append(base)
+        return fused_lora(delta, base, x)
+
+    monkeypatch.setitem(FUSED, LoRALinear, recorded)
+    base = nn.Linear(6, 5)
+    model, x = attach(nn.Sequential(base), LoRA(r=2, target_modules=["0"])), torch.randn(1, 6)
+    model(x)
+    assert taken == []  # a gradient would be lost
+    with torch.no_grad():
+        model(x)
+    assert taken == [base]
+    with torch.no_grad(), disabled(model):
+        model(x)
+    assert taken == [base]

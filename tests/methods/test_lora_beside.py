@@ -10,6 +10,7 @@ from torch import nn
 from transformers import MobileBertConfig, MobileBertForMaskedLM
 
 from pedagogic_peft import LoRA, activate, attach, average, detach, merge, unmerge
+from pedagogic_peft.methods.biases import AddedBias, TrainedBias
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TIED = {"gpt2": "transformer.wte", "t5": "shared", "opt": "model.decoder.embed_tokens"}
@@ -165,3 +166,9 @@ def test_rows_of_a_table_whose_tied_head_is_read_and_not_called_are_refused():
     with pytest.raises(ValueError, match="'cls.predictions.decoder' has the weight of .* never"):
         attach(model, LoRA(target_modules=["query"], trainable_token_indices=[5]))
     assert_as_before(model, before)
+
+
+def test_the_biases_leave_the_precision_of_the_base():
+    x = y = torch.zeros(2, 3, dtype=torch.bfloat16)
+    for delta in (AddedBias(3, 2.0), TrainedBias(nn.Linear(3, 3).bfloat16())):
+        assert delta(x, y).dtype == torch.bfloat16

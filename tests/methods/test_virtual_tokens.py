@@ -15,6 +15,7 @@ from pedagogic_peft import LoRA, PromptTuning, PTuning, activate, attach, disabl
 from pedagogic_peft.core.architectures import backbone_of
 from pedagogic_peft.core.sites import Adaptations, Hooks, sites
 from pedagogic_peft.methods.prompt_tuning import SoftPrompt
+from pedagogic_peft.methods.virtual_tokens import columns, rows_read, widened
 
 SIZES = dict(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
 HEADS = dict(num_attention_heads=4, num_key_value_heads=2)
@@ -499,3 +500,19 @@ def test_torch_compile_makes_one_graph_of_a_backbone_with_a_prompt():
     expected = backbone(IDS, LEFT)[0]
     same(expected[:, -1], delta.prompt().sum(0) + (backbone.words(IDS) * LEFT[..., None]).sum(1))
     same(compiled(IDS, LEFT)[0], expected)
+
+
+def test_what_concerns_the_encoder_is_not_widened():
+    mask = torch.ones(2, 3, dtype=torch.long)
+    where = columns(mask, 4)
+    assert widened({"encoder_attention_mask": mask}, 4, where, (2, 3)) == {}
+    wider = widened({"some_ids": mask}, 4, where, (2, 3))["some_ids"]
+    assert wider.tolist() == [[0] * 4 + [1] * 3] * 2
+
+
+def test_a_cache_that_does_not_tell_its_length_is_refused():
+    class Silent:
+        pass
+
+    with pytest.raises(ValueError, match="needs a dynamic cache.*Silent"):
+        rows_read(Silent(), 4, several=False)
