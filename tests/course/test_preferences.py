@@ -92,3 +92,11 @@ def test_the_prompt_cancels(model, batch):
     with torch.no_grad():
         a, b = preferences.margins(model, batch), preferences.margins(model, whole)
     assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_the_loss_ends_at_the_last_end_of_a_turn_wherever_it_stands():
+    for words_said in ("finn", "finn finn", "finn finn finn"):
+        talk = [TALK[0], {"role": "assistant", "content": words_said}]
+        row = desk.encode(runs.base()[1], talk)
+        said = [label for label in row["labels"] if label != -100]
+        assert words(said) == [*words_said.split(), "<eos>"]

@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from pedagogic_peft import (
     load,
     save,
 )
+from pedagogic_peft.files.disk import remove_leftovers
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -268,3 +271,14 @@ def test_a_configuration_that_belongs_to_other_tensors_is_pointed_out(saved):
     (saved / CONFIG).write_text(json.dumps(config))
     with pytest.warns(UserWarning, match="edited.*or their saving was cut off"):
         load(build("gpt2"), saved)
+
+
+def test_only_what_processes_left_that_have_ended_is_removed(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [f".saved.{ended.pid}", f".saved.{os.getpid()}", ".saved.notes", f".other.{ended.pid}"]
+    for name in names:
+        (tmp_path / name).write_text("half")
+    (tmp_path / f".saved.more.{ended.pid}").mkdir()
+    remove_leftovers(tmp_path / "saved")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])

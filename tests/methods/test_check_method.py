@@ -17,7 +17,7 @@ from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.targets import Targets, is_conv1d, sizes
 from pedagogic_peft.testing import CHECKS, FREE, NEAR, MethodFails, check_method
 from pedagogic_peft.testing.report import FAILS, HOLDS, NOT_APPLICABLE
-from pedagogic_peft.testing.subject import NAME
+from pedagogic_peft.testing.subject import NAME, differences, snapshot
 
 
 class Plain(Delta):
@@ -258,3 +258,11 @@ def test_it_needs_no_pytest():
     code = "import sys, pedagogic_peft.testing; print('pytest' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_a_parameter_that_was_exchanged_for_an_equal_one_is_a_difference():
+    model = nn.Linear(3, 3)
+    before = snapshot(model)
+    assert differences(before, snapshot(model)) == []
+    model.weight = nn.Parameter(model.weight.detach().clone())
+    assert differences(before, snapshot(model)) == ["requires_grad"]
