@@ -94,9 +94,10 @@ def test_the_prompt_cancels(model, batch):
     assert torch.allclose(a, b, atol=1e-4)
 
 
-def test_the_loss_ends_at_the_last_end_of_a_turn_wherever_it_stands():
-    for words_said in ("finn", "finn finn", "finn finn finn"):
-        talk = [TALK[0], {"role": "assistant", "content": words_said}]
-        row = desk.encode(runs.base()[1], talk)
+def test_the_loss_ends_at_the_end_of_a_turn_though_the_template_goes_on():
+    tokenizer = load_base("smollm2-135m")[1]  # it writes a line break behind each end
+    for answer in ("Yes.", "Yes, it is.", "Yes, it is open."):
+        talk = [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": answer}]
+        row = desk.encode(tokenizer, talk)
         said = [label for label in row["labels"] if label != -100]
-        assert words(said) == [*words_said.split(), "<eos>"]
+        assert tokenizer.decode(said) == f"{answer}<|im_end|>"
