@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from pedagogic_peft import LoRA, attach, disabled
+from pedagogic_peft import LoRA, attach, disabled, load_base
 from pedagogic_peft.course import desk, preferences
 from pedagogic_peft.course.experiments import instruction_tuning as runs
 
