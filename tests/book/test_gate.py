@@ -5,11 +5,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
@@ -33,10 +35,11 @@ def tiny() -> dict:
     return notebook
 
 
-def gate(folder: Path, notebook: dict) -> subprocess.CompletedProcess:
-    """Judge one notebook as `make test` judges the chapters."""
-    folder.mkdir(exist_ok=True)
-    (folder / "page.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+def gate(folder: Path, **notebooks: dict) -> subprocess.CompletedProcess:
+    """Judge notebooks, by their names, as `make test` judges the chapters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, notebook in notebooks.items():
+        (folder / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     shutil.copy(ROOT / "chapters" / "conftest.py", folder)
     return make("gate", folder)
 
@@ -86,60 +89,78 @@ def never_execute(notebook: dict) -> None:
         cell.update(execution_count=None, outputs=[])
 
 
-def test_the_gate_lets_an_honest_notebook_pass(tmp_path, tiny):
-    judged = gate(tmp_path / "chapters", tiny)
-    assert judged.returncode == 0, judged.stdout + judged.stderr
-
-
 def warn(notebook: dict, text: str) -> None:
     """Let the last cell say something on stderr that is not stored."""
     cell = notebook["cells"][-1]
     cell["source"] = f"import sys\n\nprint({text!r}, file=sys.stderr)\n" + cell["source"]
 
 
-def test_the_gate_leaves_out_what_bitsandbytes_says_on_some_processors(tmp_path, tiny):
-    saying = json.loads(json.dumps(tiny))
-    warn(saying, "Failed to load CPU gemm_4bit_forward from kernels-community: No module named")
-    judged = gate(tmp_path / "chapters", saying)
-    assert judged.returncode == 0, judged.stdout + judged.stderr
+def say_what_bitsandbytes_says_on_some_processors(notebook: dict) -> None:
+    warn(notebook, "Failed to load CPU gemm_4bit_forward from kernels-community: No module named")
 
 
-def test_the_gate_lets_a_number_within_its_tolerance_pass(tmp_path, tiny):
-    near = json.loads(json.dumps(tiny))
-    declare_a_tolerance(near, abs=0.5)
-    near["cells"][1]["outputs"][0]["text"] = "42.4\n"
-    judged = gate(tmp_path / "chapters", near)
+def stay_within_the_tolerance(notebook: dict) -> None:
+    declare_a_tolerance(notebook, abs=0.5)
+    notebook["cells"][1]["outputs"][0]["text"] = "42.4\n"
+
+
+SPOILED = {
+    change_a_digit: "Cell outputs differ",
+    change_a_trained_number: "beyond the tolerance (abs 0.5): 43.0 -> 42.0",
+    change_a_count: "Cell outputs differ",
+    warn_of_something: "Unexpected output fields",
+    raise_an_error: "Notebook cell execution failed",
+}
+
+
+def changed(notebook: dict, change: Callable[[dict], None]) -> dict:
+    copied = json.loads(json.dumps(notebook))
+    change(copied)
+    return copied
+
+
+def test_the_gate_lets_honest_notebooks_pass(tmp_path, tiny):
+    near = changed(tiny, stay_within_the_tolerance)
+    saying = changed(tiny, say_what_bitsandbytes_says_on_some_processors)
+    judged = gate(tmp_path / "chapters", honest=tiny, near=near, saying=saying)
     assert judged.returncode == 0, judged.stdout + judged.stderr
     assert '"largest": 0.4' in (tmp_path / "report.xml").read_text().replace("&quot;", '"')
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (change_a_digit, "Cell outputs differ"),
-        (change_a_trained_number, "beyond the tolerance (abs 0.5): 43.0 -> 42.0"),
-        (change_a_count, "Cell outputs differ"),
-        (warn_of_something, "Unexpected output fields"),
-        (raise_an_error, "Notebook cell execution failed"),
-        (never_execute, "test_it_was_executed_once"),
-    ],
-)
-def test_the_gate_stops(tmp_path, tiny, spoil: Callable[[dict], None], message: str):
-    spoiled = json.loads(json.dumps(tiny))
-    spoil(spoiled)
-    judged = gate(tmp_path / "chapters", spoiled)
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory, tiny) -> tuple[subprocess.CompletedProcess, dict[str, str]]:
+    """What the gate says of one page for each fault, in one run, and of each page by its name."""
+    folder = tmp_path_factory.mktemp("spoiled") / "chapters"
+    pages = {spoil.__name__: changed(tiny, spoil) for spoil in [*SPOILED, never_execute]}
+    judged = gate(folder, honest=tiny, **pages)
+    said: dict[str, str] = dict.fromkeys(["honest", *pages], "")
+    for case in ElementTree.parse(folder.parent / "report.xml").iter("testcase"):
+        name = next(name for name in said if case.get("classname", "").split(".")[-2] == name)
+        said[name] += "".join(failure.text or "" for failure in case.iter("failure"))
+    return judged, said
+
+
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
+def test_the_gate_stops(spoiled, spoil: Callable[[dict], None]):
+    judged, said = spoiled
     assert judged.returncode != 0
-    assert message in judged.stdout
+    assert SPOILED[spoil] in said[spoil.__name__] and not said["honest"]
 
 
-def test_a_stage_that_fails_does_not_hide_the_next(tmp_path, tiny):
-    spoiled = json.loads(json.dumps(tiny))
-    never_execute(spoiled)  # which nbval would pass
-    judged = gate(tmp_path / "chapters", spoiled)
-    assert "3 passed" in judged.stdout  # nbval ran, after the checks of the page had failed
-    assert (
-        judged.stdout.strip().splitlines()[-1] == "failed: gate-pages (of gate-pages gate-outputs)"
-    )
+def test_the_gate_stops_a_page_that_was_never_executed(spoiled):
+    """Which nbval would pass."""
+    judged, said = spoiled
+    assert not said["never_execute"]
+    failed = re.findall(r"^FAILED .*test_it_was_executed_once\w+\[(.*)\]", judged.stdout, re.M)
+    assert ["never_execute" in page for page in failed] == [True]
+
+
+def test_a_stage_that_fails_does_not_hide_the_next(spoiled):
+    """The checks of the pages failed, and nbval ran all the same; the last line names both."""
+    judged, said = spoiled
+    last = judged.stdout.strip().splitlines()[-1]
+    assert last == "failed: gate-pages gate-outputs (of gate-pages gate-outputs)"
+    assert all(said[spoil.__name__] for spoil in SPOILED)
 
 
 def test_the_gate_stops_a_page_of_the_book_with_one_changed_output(tmp_path):
@@ -147,7 +168,7 @@ def test_the_gate_stops_a_page_of_the_book_with_one_changed_output(tmp_path):
     notebook = json.loads(FLAGSHIP.read_text(encoding="utf-8"))
     printed = head_until_first_print(notebook)
     printed["text"] = ["".join(printed["text"]) + "!"]
-    judged = gate(tmp_path / "chapters", notebook)
+    judged = gate(tmp_path / "chapters", page=notebook)
     assert judged.returncode != 0
     assert "Cell outputs differ" in judged.stdout
 

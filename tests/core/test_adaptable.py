@@ -57,6 +57,15 @@ class Reading(Net):
         return self.c(F.linear(x, self.b.weight, self.b.bias))
 
 
+class Checking(Net):
+    """It asks what b is, and computes with its weight itself."""
+
+    def rest(self, x):
+        if isinstance(self.b, nn.Linear) and hasattr(self.b, "weight"):
+            x = x @ self.b.weight.T
+        return self.c(x)
+
+
 class Fused(Net):
     """In training b's weight goes to a kernel, in evaluation b is called."""
 
@@ -128,7 +137,7 @@ X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 # Claim: a module whose weight is read and that is never called is left out of all-linear, and refused by name
 
 
-@pytest.mark.parametrize("net", [Reading, Decorated])
+@pytest.mark.parametrize("net", [Reading, Decorated, Checking])
 def test_a_module_that_is_never_called_is_left_out_or_refused(net):
     assert adapted(nn.Sequential(net())) == ["0.a", "0.c"]
     model = net()

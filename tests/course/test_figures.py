@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from pedagogic_peft.course.explorables import bars
 from pedagogic_peft.course.explorables.diagram import _diagram_still, _lay_out
 from pedagogic_peft.course.explorables.drawings import DRAWINGS, WIDTH, _summed
+from pedagogic_peft.course.explorables.memory_calculator import memory_calculator
 from pedagogic_peft.course.figures import (
     Box,
     Check,
@@ -35,6 +37,7 @@ from pedagogic_peft.course.figures import (
     rank_explorable,
     use_style,
 )
+from pedagogic_peft.course.memory import Decoder
 
 ALT = "A curve whose height the reader sets."
 
@@ -214,6 +217,13 @@ def test_a_logarithmic_still_has_no_place_for_zero():
         bars_explorable(slider, {"a": [10, 0]}, "ab", alt=ALT, log=True)
 
 
+@pytest.mark.parametrize("values", [[1, 8], ["small", "large"]])
+def test_the_still_of_bars_says_what_each_place_stands_for(values):
+    axes = Figure().subplots()
+    bars._draw(axes, Slider("r", "rank", values, shown=("few", "many")), {"a": [1, 2]}, log=False)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["few", "many"]
+
+
 def test_bars_of_another_number_than_the_slider_are_refused():
     with pytest.raises(ValueError, match="up: 1 entries for the 2 values"):
         bars_explorable(Slider("w", "w", [0, 1]), {"up": [1]}, "ab", alt=ALT)
@@ -265,6 +275,14 @@ def test_a_calculator_carries_pythons_results_for_the_browser_to_compare():
     assert len(data["checks"]) == 25
     for (position,), parts in data["checks"]:
         assert parts == {"weights": 3 * [1, 2, 4][position]}
+
+
+def test_the_memory_calculator_names_what_the_reader_may_choose():
+    figure = memory_calculator(
+        dict.fromkeys(("a", "b"), Decoder("llama", 2, 16, 32, 2, 100, 16)), "a"
+    )
+    for name in ("rank of LoRA", "gradient checkpointing", "chunked cross-entropy", "T4, 16 GB"):
+        assert name in figure.html
 
 
 def test_a_chooser_holds_what_the_function_says_of_every_combination():
@@ -418,6 +436,16 @@ def test_names_beside_dots_lie_over_nothing():
     for place in dots.values():
         x, y = ax.transData.transform(place)
         assert not any(box.contains(x, y) for box in boxes.values())
+
+
+def test_a_name_may_stand_within_a_curve_that_bends_round_it():
+    figure = Figure(figsize=(4, 4))
+    ax = figure.subplots()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.plot([0.3, 0.5, 0.7], [0, 0.9, 0], "-")
+    name_dots(ax, {"x": (0.5, 0.3)})
+    [name] = [text for text in ax.texts if text.get_text()]
+    assert name.get_position() == (5, 0)  # the nearest place, though the curve goes round it
 
 
 def test_words_over_words_and_a_legend_over_dots_are_found():

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 REPEATS = int(os.environ.get("FAULTS", "4"))  # `make faults` asks for 50
+BUILDS = int(os.environ.get("FAULTS", "2"))  # of the site, each with a whole one after it
 LIMIT = 120  # seconds that a job may take
 
 

@@ -146,7 +146,7 @@ def undisturbed(book):
 def test_a_build_killed_at_any_moment_leaves_no_half_site_and_the_next_is_whole(book, undisturbed):
     site, before, longest = undisturbed
     html = book / "_build" / "html"
-    for number, moment in enumerate(killing.moments(longest)):
+    for number, moment in enumerate(killing.moments(longest, killing.BUILDS)):
         process = make(book)
         try:
             process.wait(moment)

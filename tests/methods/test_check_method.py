@@ -103,6 +103,25 @@ class RaisesPrecision(Plain):
         return y.float() + self.change(x).float()
 
 
+class OpensTheBase(Plain):
+    def init_from_base(self, base):
+        self.kept = (base,)
+
+    def change(self, x):
+        self.kept[0].requires_grad_(True)
+        return super().change(x)
+
+
+class TrainsTheBase(OpensTheBase):
+    def change(self, x):
+        return super().change(x) + 0 * self.kept[0].bias.sum()
+
+
+class Overflows(Plain):
+    def change(self, x):
+        return super().change(x) + (self.A.sum() - self.A.sum().detach()).abs().sqrt()
+
+
 class Unfinished(Plain):
     def forward(self, x, y):
         return y + self.missing_part(x)
@@ -168,6 +187,19 @@ def test_a_failure_says_in_words_what_was_expected_and_seen():
     assert "expected  merge changes nothing but rounding" in words and "differ by up to" in words
     with pytest.raises(MethodFails, match="merge: FAILS on gpt2"):
         found("MergesWithoutScaling", checks=["merge"], raise_if_failed=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "seen", "look"),
+    [
+        ("OpensTheBase", "only its own train", "could be trained", "does to requires_grad"),
+        ("TrainsTheBase", "only its own train", "got a gradient", "refers to modules of the base"),
+        ("Overflows", "autocast", "is missing or not finite", "leave the parameters as they are"),
+    ],
+)
+def test_each_failure_says_where_to_look(kind, check, seen, look):
+    [finding] = found(kind, checks=[check]).failed
+    assert seen in finding.seen and look in finding.look
 
 
 def test_an_exception_of_the_method_is_a_line_of_the_report():
