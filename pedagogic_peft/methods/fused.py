@@ -18,7 +18,7 @@ from pedagogic_peft.methods.lora import LoRALinear
 
 
 def fused_lora(delta: LoRALinear, base: Any, x: Tensor) -> Tensor:
-    """Return W_0 x + b + (α / r) B A x, for x: (..., d_in), in four steps; the result is (..., d_out).
+    """Return W_0 x + b + (α / r) B A x, for x: (..., d_in), in three steps; the result is (..., d_out).
 
     The sum is rounded once instead of twice, so the last digit may differ where α / r is no power of
     two. The modules are called where they do more: with dropout, hooks, another precision, autocast, or
@@ -35,7 +35,7 @@ def fused_lora(delta: LoRALinear, base: Any, x: Tensor) -> Tensor:
             y = F.linear(flat, W, b) if linear else torch.addmm(b, flat, W)
     if y is None or y.dtype is not x.dtype:  # autocast changes it
         return delta(x, base(x))  # type: ignore[no-any-return]
-    y.add_(F.linear(F.linear(flat, A), B), alpha=delta.scaling)  # no one else has this y
+    y.addmm_(F.linear(flat, A), B.t(), alpha=delta.scaling)  # no one else has this y
     return y.view(x.shape[:-1] + y.shape[-1:])
 
 
