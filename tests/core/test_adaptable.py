@@ -158,6 +158,7 @@ def test_how_a_class_uses_a_part_is_read_from_its_code():
     assert uses(Fused, "b") == {"weight", "call"}
     assert uses(Asking, "b") == uses(Reading, "a") == {"call"}
     assert "call" in uses(Walking, "b")
+    assert uses.__wrapped__(Checking, "b") == {"weight"}  # read anew
     assert uses(nn.MultiheadAttention, "out_proj") == {"weight", "bias"}
     assert not uses(nn.Sequential, "0") and not uses(Net, "not_there")
 

@@ -16,6 +16,7 @@ from pedagogic_peft.core.delta import Delta
 from pedagogic_peft.core.method import Method, Peft, field
 from pedagogic_peft.core.targets import Targets, is_conv1d, sizes
 from pedagogic_peft.testing import CHECKS, FREE, NEAR, MethodFails, check_method
+from pedagogic_peft.testing.models import BUILDERS
 from pedagogic_peft.testing.report import FAILS, HOLDS, NOT_APPLICABLE
 from pedagogic_peft.testing.subject import NAME, differences, snapshot
 
@@ -194,6 +195,12 @@ def test_a_failure_says_in_words_what_was_expected_and_seen():
     [
         ("OpensTheBase", "only its own train", "could be trained", "does to requires_grad"),
         ("TrainsTheBase", "only its own train", "got a gradient", "refers to modules of the base"),
+        (
+            "NeverMoves",
+            "bfloat16 base",
+            "every gradient is zero",
+            "leave the parameters as they are",
+        ),
         ("Overflows", "autocast", "is missing or not finite", "leave the parameters as they are"),
     ],
 )
@@ -284,6 +291,10 @@ def test_what_the_method_needs_there_is_prepared():
         prepare=lambda model: attach(model, LoRA(r=2), "other"),
     )
     assert report.ok and NAME != "other", report
+
+
+def test_the_model_that_sees_images_has_several_patches():
+    assert BUILDERS["vit"](1).vit.embeddings.position_embeddings.shape == (1, 1 + 4, 32)
 
 
 def test_it_needs_no_pytest():
