@@ -151,7 +151,7 @@ book: $(STAMP)  ## build the site into _build/html (any warning is an error)
 
 check-site: $(STAMP)  ## check the built site: links, alt texts, nothing from outside, in a browser
 	@test -f $(SITE)/index.html || { echo "no site in $(SITE): run make book first"; exit 1; }
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/site
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup tests/site
 
 check-address: $(STAMP)
 	@$(BIN)/python book/tools/address.py check

@@ -21,6 +21,14 @@ if not (SITE / "index.html").exists():
     collect_ignore_glob = ["test_*.py"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A file is for one worker, as its tests share what they read; only the pages in a browser are spread."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name != "test_browser.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def address():
     from serve import start
