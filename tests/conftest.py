@@ -18,9 +18,21 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """The longest first, or at the end one core would work on them while the others wait."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    if config.getoption("loadgroup", False):  # in a worker
+        keep_groups_together(items)
+
+
+def keep_groups_together(items):
+    """Write a test's group behind its id, where the scheduler looks; pytest 9.2 ignores what xdist 3.8 sets."""
+    from _pytest.nodeid import coerce_node_id
+
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        if mark and not item.nodeid.endswith(ending := f"@{mark.args[0]}"):
+            item._id = coerce_node_id(item.nodeid + ending)
 
 
 @pytest.fixture(autouse=True)

@@ -127,6 +127,9 @@ def test_the_gate_lets_honest_notebooks_pass(tmp_path, tiny):
     assert '"largest": 0.4' in (tmp_path / "report.xml").read_text().replace("&quot;", '"')
 
 
+one_run = pytest.mark.xdist_group("spoiled pages")  # or each worker would make one of its own
+
+
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory, tiny) -> tuple[subprocess.CompletedProcess, dict[str, str]]:
     """What the gate says of one page for each fault, in one run, and of each page by its name."""
@@ -140,6 +143,7 @@ def spoiled(tmp_path_factory, tiny) -> tuple[subprocess.CompletedProcess, dict[s
     return judged, said
 
 
+@one_run
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
 def test_the_gate_stops(spoiled, spoil: Callable[[dict], None]):
     judged, said = spoiled
@@ -147,6 +151,7 @@ def test_the_gate_stops(spoiled, spoil: Callable[[dict], None]):
     assert SPOILED[spoil] in said[spoil.__name__] and not said["honest"]
 
 
+@one_run
 def test_the_gate_stops_a_page_that_was_never_executed(spoiled):
     """Which nbval would pass."""
     judged, said = spoiled
@@ -155,6 +160,7 @@ def test_the_gate_stops_a_page_that_was_never_executed(spoiled):
     assert ["never_execute" in page for page in failed] == [True]
 
 
+@one_run
 def test_a_stage_that_fails_does_not_hide_the_next(spoiled):
     """The checks of the pages failed, and nbval ran all the same; the last line names both."""
     judged, said = spoiled
