@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def keep_groups_together(items):
-    """Write a test's group behind its id, where the scheduler looks; pytest 9.2 ignores what xdist 3.8 sets."""
+    """Write a test's group behind its id, where the scheduler looks: pytest 9.2 ignores what xdist sets."""
     from _pytest.nodeid import coerce_node_id
 
     for item in items:
