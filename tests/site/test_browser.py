@@ -17,8 +17,8 @@ HEAVIEST = 600_000  # bytes over the wire, at first view
 MOST_SHIFT = 0.05  # of layout, half of what Chromium calls good; a font that arrives moves a line
 # What waits for a guess (test_guesses.py) is judged as the rest is.
 UNFOLD = "document.documentElement.classList.add('unfolded')"
-# What WCAG 2.2 AA asks for, and what axe calls good practice.
 COLOURS = ["color-contrast", "link-in-text-block"]
+# What WCAG 2.2 AA asks for, and what axe calls good practice.
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
