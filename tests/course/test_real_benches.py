@@ -18,6 +18,7 @@ from pedagogic_peft.course.experiments import (
     real_data,
     real_decoder,
     real_encoder,
+    real_shots,
     search,
     store,
 )
@@ -244,7 +245,7 @@ def test_every_method_of_the_decoder_trains_and_stores_its_fields(method, data, 
     record = real_decoder.run("records", method, 1e-3, 0, n=8, steps=2, base=small_llama)
     more = ("kept", "bleu", "said")
     if method == "frozen":
-        assert {*real_bench.SCORES, *more} <= record.keys()
+        assert {*real_bench.SCORES, *more, "rule_bleu", "rule_said"} <= record.keys()
     else:
         check(record, more)
     assert record["val"] == pytest.approx(-record["val_loss"])
@@ -297,6 +298,27 @@ def test_the_share_of_a_record_that_is_said():
     assert real_decoder.said(record, "It is in the City Centre.") == 0.5
 
 
+def test_a_template_says_every_value_of_a_record():
+    record = (
+        "name[Aromi], eatType[pub], food[Thai], priceRange[cheap], customer rating[5 out of 5], "
+    )
+    record += "area[riverside], familyFriendly[no], near[The Portland Arms]"
+    first = "Aromi is a cheap price Thai pub in the riverside near The Portland Arms "
+    first += "with a rating of 5 out of 5."
+    assert real_decoder.template(record) == f"{first} It is not family friendly."
+    assert real_decoder.template("name[Aromi], food[Thai]") == "Aromi is a Thai restaurant."
+    assert real_decoder.said(record, real_decoder.template(record)) == 1
+
+
+def test_the_floor_of_a_task_that_writes_is_a_rule(data, small):
+    found = real_decoder.floors("records")
+    assert found["rule_said"] == 1 and 0 < found["rule_bleu"] <= 100
+    assert real_decoder.rule("style", "I love you .") == "I love you ."
+    assert real_decoder.floors("sentiment") == {} and set(real_decoder.floors("style")) == {
+        "rule_bleu"
+    }
+
+
 def test_floors_see_the_words(data, small, monkeypatch):
     monkeypatch.setattr(real_encoder, "N", 20)
     found = real_encoder.run("ag_news", "frozen", 0.0, 0, n=20, steps=0)
@@ -325,6 +347,31 @@ def test_an_adaptation_is_trained_stored_in_half_precision_and_loads(
     assert {p.dtype for p in own} == {torch.float32}
 
 
+def test_examples_stand_before_the_question_as_turns_that_were_answered(data, small_llama):
+    tokenizer = real_decoder.load(small_llama)[1]
+    shots = [real_shots.Example("name[B]", "B."), real_shots.Example("name[C]", "C.")]
+    row = {"source": "name[A]", "target": "A."}
+    (example,) = real_decoder.encode(tokenizer, "records", [row], shots)
+    told = tokenizer.decode(example["input_ids"])
+    places = [told.index(x) for x in ("Tell all", "name[B]", "B.<|im_end|>", "name[C]", "name[A]")]
+    assert places == sorted(places)
+    learned = [i for i in example["labels"] if i != -100]
+    assert tokenizer.decode(learned) == "A.<|im_end|>"
+
+
+def test_what_the_frozen_base_does_after_examples_is_measured(
+    data, small, small_llama, monkeypatch
+):
+    monkeypatch.setattr(real_decoder, "N", 8)
+    assert real_shots.examples(2, seed=0) == real_shots.examples(3, seed=0)[:2]
+    assert not set(real_shots.examples(3, 0)) & {
+        real_decoder.TASKS["records"].example(row) for row in real_decoder.parts("records")[2]
+    }
+    one, two = (real_shots.run(shots, 0, small_llama) for shots in (1, 2))
+    assert {"loss", "said", "bleu", "tokens", "hardware"} <= one.keys()
+    assert 0 < one["tokens"] < two["tokens"] and one["loss"] > 0
+
+
 def test_the_rows_that_are_stored_are_those_of_the_run(data, small, tmp_path, monkeypatch):
     monkeypatch.setattr(real_decoder, "N", 20)
     monkeypatch.setattr(real_adaptations, "SHIPPED", 5)
@@ -350,6 +397,11 @@ def test_every_stored_adaptation_writes_what_the_record_says_better_than_the_bas
         assert real_decoder.loss_of(model, examples, tokenizer.pad_token_id) < frozen - 0.5
     licence = (real_adaptations.FOLDER / "README.md").read_text("utf-8")
     assert "CC BY-SA 4.0" in licence and "1706.09254" in licence
+
+
+def test_all_runs_with_examples_are_stored():
+    records = store.read(real_shots.RESULTS)
+    assert [{key: r[key] for key in ("shots", "seed")} for r in records] == real_shots.cells()
 
 
 @pytest.mark.parametrize("script", [real_encoder, real_decoder])

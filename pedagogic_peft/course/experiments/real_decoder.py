@@ -188,23 +188,32 @@ def news() -> list[str]:
     return [row["text"] for row in rows]
 
 
-def asked(tokenizer: Any, task: str, text: str) -> list[int]:
-    """Return the ids of the chat in which the model is asked, up to where its answer begins."""
-    chat = [
-        {"role": "system", "content": TASKS[task].system},
-        {"role": "user", "content": text},
-    ]
+def asked(tokenizer: Any, task: str, text: str, shots: Sequence[Example] = ()) -> list[int]:
+    """Return the ids of the chat in which the model is asked, up to where its answer begins.
+
+    Args:
+        shots: examples that stand before the question, as turns that were answered already.
+    """
+    chat = [{"role": "system", "content": TASKS[task].system}]
+    for shot in shots:
+        chat += [
+            {"role": "user", "content": shot.prompt},
+            {"role": "assistant", "content": shot.answer},
+        ]
+    chat += [{"role": "user", "content": text}]
     written = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     ids: list[int] = tokenizer(written, add_special_tokens=False).input_ids
     return ids
 
 
-def encode(tokenizer: Any, task: str, rows: Sequence[Any]) -> list[dict[str, list[int]]]:
+def encode(
+    tokenizer: Any, task: str, rows: Sequence[Any], shots: Sequence[Example] = ()
+) -> list[dict[str, list[int]]]:
     """Turn rows into examples for `train`: only the answer, and its end, is learned."""
     found = []
     for row in rows:
         prompt, answer = TASKS[task].example(row)
-        before = asked(tokenizer, task, prompt)
+        before = asked(tokenizer, task, prompt, shots)
         after = tokenizer(answer, add_special_tokens=False).input_ids[:LONGEST]
         after = [*after, tokenizer.eos_token_id]
         found.append({"input_ids": before + after, "labels": [-100] * len(before) + after})
@@ -255,11 +264,13 @@ def kept(model: Any, tokenizer: Any) -> float:
 
 
 @torch.no_grad()
-def written(model: Any, tokenizer: Any, task: str, texts: Sequence[str]) -> list[str]:
+def written(
+    model: Any, tokenizer: Any, task: str, texts: Sequence[str], shots: Sequence[Example] = ()
+) -> list[str]:
     """Return what the model answers, greedily."""
     found = []
     for text in texts:
-        ids = torch.tensor([asked(tokenizer, task, text)], device=model.device)
+        ids = torch.tensor([asked(tokenizer, task, text, shots)], device=model.device)
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -282,19 +293,52 @@ def said(record: str, sentence: str) -> float:
     return sum(v.lower() in sentence.lower() for v in told) / len(told) if told else 1.0
 
 
-def text_scores(model: Any, tokenizer: Any, task: str, rows: Sequence[Any]) -> Cell:
-    """Return BLEU (0 to 100) of what the model writes, and for records the share of their values in it."""
+def template(record: str) -> str:
+    """Return what a template makes of a record: every value, in a sentence of one form."""
+    told = dict(part.rstrip("]").split("[", 1) for part in record.split("], "))
+    words = [told.pop(key, "") for key in ("name", "priceRange", "food", "eatType")]
+    name, price, food, kind = words
+    middle = " ".join(w for w in (price and f"{price} price", food, kind or "restaurant") if w)
+    ends = {"area": "in the {}", "near": "near {}", "customer rating": "with a rating of {}"}
+    more = "".join(f" {how.format(told[key])}" for key, how in ends.items() if key in told)
+    friendly = {"yes": " It is family friendly.", "no": " It is not family friendly.", None: ""}
+    return f"{name} is a {middle}{more}.{friendly[told.get('familyFriendly')]}"
+
+
+def rule(task: str, prompt: str) -> str:
+    """Return what a rule of a few lines answers: a template for records, else the prompt as it is."""
+    return template(prompt) if task == "records" else prompt
+
+
+def scores_of_texts(task: str, examples: Sequence[Example], texts: Sequence[str]) -> Cell:
+    """Return BLEU (0 to 100) of answers, and for records the share of their values in it."""
     import sacrebleu
 
-    if not TASKS[task].new_tokens:
-        return {}
-    examples = [TASKS[task].example(row) for row in rows[:WRITTEN]]
-    texts = written(model, tokenizer, task, [e.prompt for e in examples])
     found = {"bleu": sacrebleu.corpus_bleu(texts, [[e.answer for e in examples]]).score}
     if task == "records":
         shares = [said(e.prompt, text) for e, text in zip(examples, texts, strict=True)]
         found["said"] = sum(shares) / len(shares)
     return found
+
+
+def floors(task: str) -> Cell:
+    """Return what the `rule` scores on the rows that the model writes for."""
+    if not TASKS[task].new_tokens:
+        return {}
+    examples = [TASKS[task].example(row) for row in parts(task)[2][:WRITTEN]]
+    found = scores_of_texts(task, examples, [rule(task, e.prompt) for e in examples])
+    return {f"rule_{key}": round(value, 4) for key, value in found.items()}
+
+
+def text_scores(
+    model: Any, tokenizer: Any, task: str, rows: Sequence[Any], shots: Sequence[Example] = ()
+) -> Cell:
+    """Return the `scores_of_texts` of what the model writes."""
+    if not TASKS[task].new_tokens:
+        return {}
+    examples = [TASKS[task].example(row) for row in rows[:WRITTEN]]
+    texts = written(model, tokenizer, task, [e.prompt for e in examples], shots)
+    return scores_of_texts(task, examples, texts)
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -303,7 +347,7 @@ def text_scores(model: Any, tokenizer: Any, task: str, rows: Sequence[Any]) -> C
 def run(
     task: str, method: str, rate: float, seed: int, n: int, steps: int, base: str = BASE
 ) -> Cell:
-    """Train one cell; return its scores and what it cost. "frozen" trains nothing.
+    """Train one cell; return its scores and what it cost. "frozen" trains nothing, and has the `floors` too.
 
     A training whose loss stopped being finite has None for its scores.
     """
@@ -335,7 +379,8 @@ def run(
         *score(model, tokenizer, task, ranking),
     )
     scores = dict(zip(SCORES, numbers, strict=True)) | {"kept": kept(model, tokenizer)}
-    return measured(cost, scores | text_scores(model, tokenizer, task, ranking))
+    scores |= text_scores(model, tokenizer, task, ranking)
+    return measured(cost, scores | (floors(task) if method == "frozen" else {}))
 
 
 BENCH = Bench(RESULTS, dict.fromkeys(TASKS, (N, STEPS)), METHODS, run, LEFT_OUT, frozen=True)
