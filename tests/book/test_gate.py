@@ -44,11 +44,11 @@ def gate(folder: Path, **notebooks: dict) -> subprocess.CompletedProcess:
     return make("gate", folder)
 
 
-def make(target: str, folder: Path) -> subprocess.CompletedProcess:
+def make(target: str, folder: Path, **more: str) -> subprocess.CompletedProcess:
     """Judge a folder of notebooks."""
     report = folder.parent / "report.xml"  # not the one that the site's status page shows
     command = ["make", target, f"CHAPTERS={folder}", f"BIN={Path(sys.executable).parent}"]
-    command += ["JOBS=0", f"REPORT={report}"]
+    command += ["JOBS=0", f"REPORT={report}", *(f"{key}={value}" for key, value in more.items())]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MAKE", "MFLAGS"))}
     return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=300)
 
@@ -125,6 +125,24 @@ def test_the_gate_lets_honest_notebooks_pass(tmp_path, tiny):
     judged = gate(tmp_path / "chapters", honest=tiny, near=near, saying=saying)
     assert judged.returncode == 0, judged.stdout + judged.stderr
     assert '"largest": 0.4' in (tmp_path / "report.xml").read_text().replace("&quot;", '"')
+
+
+def test_a_page_that_differs_with_quick_kernels_is_judged_with_those_it_was_made_with(tmp_path):
+    """It passes then, and the report says so of all its cells; with other kernels alone it fails."""
+    folder = tmp_path / "chapters"
+    folder.mkdir()
+    asks = "import os\n\nprint(os.environ['MKL_CBWR'])"
+    for name, source, said in (("kernels", asks, "COMPATIBLE"), ("other", "print(1)", "1")):
+        output = nbformat.v4.new_output("stream", text=f"{said}\n")
+        cell = nbformat.v4.new_code_cell(source, execution_count=1, outputs=[output])
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / f"{name}.ipynb")
+    judged = make("gate-outputs", folder)
+    assert judged.returncode == 0, judged.stdout
+    assert "kernels.ipynb differed with quick kernels" in judged.stdout
+    assert "other.ipynb differed" not in judged.stdout
+    cases = list(ElementTree.parse(tmp_path / "report.xml").iter("testcase"))
+    assert len(cases) == 2 and not any(case.find("failure") is not None for case in cases)
+    assert make("gate-outputs", folder, KERNELS="own").returncode != 0
 
 
 one_run = pytest.mark.xdist_group("spoiled pages")  # or each worker would make one of its own
