@@ -19,6 +19,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:all-linear leaves out", "ignore:r=. is more than a change"
 )
 CLOSE = dict(rtol=1e-4, atol=1e-4)
+# A last digit in its weights moves Mixtral's logits, of up to 4, by 0.001: PiSSA's base is W less the start.
+NEAR = dict(rtol=5e-3, atol=5e-3)
 METHODS = {
     "experts": LoRA(r=2, target_modules=[], target_parameters=EXPERTS),
     "one": LoRA(r=3, use_rslora=True, target_modules=["o_proj"], target_parameters=["down_proj"]),
@@ -60,7 +62,8 @@ def test_what_is_saved_is_what_is_loaded_here_and_in_peft(name, method, tmp_path
         set(method.target_parameters),
     )
     theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
-    torch.testing.assert_close(logits(theirs), logits(model), **CLOSE)
+    close = NEAR if isinstance(method, PiSSA) else CLOSE
+    torch.testing.assert_close(logits(theirs), logits(model), **close)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
