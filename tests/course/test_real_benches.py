@@ -18,6 +18,7 @@ from pedagogic_peft.course.experiments import (
     real_data,
     real_decoder,
     real_encoder,
+    real_readouts,
     real_shots,
     search,
     store,
@@ -52,10 +53,11 @@ def data(tmp_path, monkeypatch):
             (tmp_path / name / f"{split}.jsonl").write_text(lines)
     monkeypatch.setenv(real_data.FOLDER, str(tmp_path))
     caches = (real_data.rows, real_encoder.parts, real_decoder.parts, real_decoder.news)
-    for each in (*caches, real_decoder.load):
+    caches = (*caches, real_decoder.load, real_readouts.frozen, real_readouts.held)
+    for each in caches:
         each.cache_clear()
     yield tmp_path
-    for each in (*caches, real_decoder.load):
+    for each in caches:
         each.cache_clear()
 
 
@@ -245,7 +247,7 @@ def test_every_method_of_the_decoder_trains_and_stores_its_fields(method, data, 
     record = real_decoder.run("records", method, 1e-3, 0, n=8, steps=2, base=small_llama)
     more = ("kept", "bleu", "said")
     if method == "frozen":
-        assert {*real_bench.SCORES, *more, "rule_bleu", "rule_said"} <= record.keys()
+        assert {*real_bench.SCORES, *more, "rule_bleu", "rule_said", "people_said"} <= record.keys()
     else:
         check(record, more)
     assert record["val"] == pytest.approx(-record["val_loss"])
@@ -312,7 +314,7 @@ def test_a_template_says_every_value_of_a_record():
 
 def test_the_floor_of_a_task_that_writes_is_a_rule(data, small):
     found = real_decoder.floors("records")
-    assert found["rule_said"] == 1 and 0 < found["rule_bleu"] <= 100
+    assert found["rule_said"] == 1 and 0 < found["rule_bleu"] <= 100 and found["people_said"] == 0.5
     assert real_decoder.rule("style", "I love you .") == "I love you ."
     assert real_decoder.floors("sentiment") == {} and set(real_decoder.floors("style")) == {
         "rule_bleu"
@@ -372,6 +374,24 @@ def test_what_the_frozen_base_does_after_examples_is_measured(
     assert 0 < one["tokens"] < two["tokens"] and one["loss"] > 0
 
 
+def test_a_regression_reads_a_frozen_encoder_at_three_places(data, small, small_bert, monkeypatch):
+    monkeypatch.setattr(real_encoder, "N", 12)
+    model, tokenizer = real_readouts.frozen(small_bert)
+    texts = ["a film", "a longer film, and a text"]
+    found = real_readouts.vectors(model, tokenizer, texts)
+    assert {place: tuple(v.shape) for place, v in found.items()} == dict.fromkeys(
+        real_readouts.PLACES, (2, SIZES["hidden_size"])
+    )
+    last = model.base_model(**tokenizer(texts[1], return_tensors="pt")).last_hidden_state[0]
+    assert torch.allclose(found["mean"][1], last.mean(0), atol=1e-6)
+    assert torch.allclose(found["first"][1], last[0], atol=1e-6)
+    record = real_readouts.run("sst2", 0, small_bert)
+    assert all(0 <= record[place] <= 1 for place in real_readouts.PLACES)
+    assert record == real_readouts.run("sst2", 0, small_bert)
+    records = [{"task": "sst2", "seed": 3, "mean": 0.5}, {"task": "ag_news", "seed": 3, "mean": 1}]
+    assert real_readouts.scores(records, "sst2") == {3: 0.5}
+
+
 def test_the_rows_that_are_stored_are_those_of_the_run(data, small, tmp_path, monkeypatch):
     monkeypatch.setattr(real_decoder, "N", 20)
     monkeypatch.setattr(real_adaptations, "SHIPPED", 5)
@@ -399,9 +419,15 @@ def test_every_stored_adaptation_writes_what_the_record_says_better_than_the_bas
     assert "CC BY-SA 4.0" in licence and "1706.09254" in licence
 
 
-def test_all_runs_with_examples_are_stored():
-    records = store.read(real_shots.RESULTS)
-    assert [{key: r[key] for key in ("shots", "seed")} for r in records] == real_shots.cells()
+@pytest.mark.parametrize("script", [real_shots, real_readouts])
+def test_all_runs_without_training_are_stored(script):
+    cells = script.cells()
+    assert [{key: r[key] for key in cells[0]} for r in store.read(script.RESULTS)] == cells
+
+
+def test_the_regression_that_pages_compare_with_has_its_strength_inside_the_grid():
+    found = {r["mean_c"] for r in store.read(real_readouts.RESULTS)}
+    assert min(real_readouts.STRENGTHS) < min(found) <= max(found) < max(real_readouts.STRENGTHS)
 
 
 @pytest.mark.parametrize("script", [real_encoder, real_decoder])

@@ -322,12 +322,19 @@ def scores_of_texts(task: str, examples: Sequence[Example], texts: Sequence[str]
 
 
 def floors(task: str) -> Cell:
-    """Return what the `rule` scores on the rows that the model writes for."""
+    """Return what the `rule` scores on the rows that the model writes for, and what people's own answers say.
+
+    A person's answer has no BLEU here, for the sets have one reference for each row; of records it has the
+    share of the values that are said, because people paraphrase and leave out, too.
+    """
     if not TASKS[task].new_tokens:
         return {}
     examples = [TASKS[task].example(row) for row in parts(task)[2][:WRITTEN]]
     found = scores_of_texts(task, examples, [rule(task, e.prompt) for e in examples])
-    return {f"rule_{key}": round(value, 4) for key, value in found.items()}
+    people = scores_of_texts(task, examples, [e.answer for e in examples])
+    found = {f"rule_{key}": value for key, value in found.items()}
+    found |= {f"people_{key}": value for key, value in people.items() if key != "bleu"}
+    return {key: round(value, 4) for key, value in found.items()}
 
 
 def text_scores(

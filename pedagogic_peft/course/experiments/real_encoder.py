@@ -180,38 +180,6 @@ def floors(task: str, seed: int = 0) -> dict[str, float]:
     }
 
 
-def regression_on_means(task: str, seed: int = 0) -> tuple[float, float]:
-    """Return C, and the share right of a logistic regression on means of the frozen model's last vectors.
-
-    It needs no head and no pooling layer: the best simple baseline. C is chosen by the rows that choose
-    a rate; 0.01 to 1,000 are tried.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    model, tokenizer = prepare(task, "head", seed)
-    _, choosing, ranking = parts(task)
-    sets = [training_rows(task, N, seed), choosing, ranking]
-    xs = [means(model.eval(), tokenizer, rows) for rows in sets]
-    ys = [[row["label"] for row in rows] for rows in sets]
-    tried = {}
-    for c in (0.01, 0.1, 1, 10, 100, 1000):
-        fitted = LogisticRegression(C=c, max_iter=5000).fit(xs[0], ys[0])
-        tried[c] = [float(fitted.score(x, y)) for x, y in zip(xs[1:], ys[1:], strict=True)]
-    best = max(tried, key=lambda c: tried[c][0])
-    return best, tried[best][1]
-
-
-@torch.no_grad()
-def means(model: Any, tokenizer: Any, rows: Sequence[Any]) -> Any:
-    """Return the mean of the last vectors of each text: (rows, width)."""
-    found = []
-    for row in rows:
-        ids = tokenizer(row["text"], truncation=True, max_length=LONGEST, return_tensors="pt")
-        vectors = model.base_model(**ids.to(model.device)).last_hidden_state
-        found.append(vectors.mean(1))
-    return torch.cat(found).cpu().numpy()
-
-
 BENCH = Bench(RESULTS, dict.fromkeys(TASKS, (N, STEPS)), METHODS, run, frozen=True)
 
 if __name__ == "__main__":
