@@ -68,7 +68,7 @@ class NotebookStatus(SphinxDirective):
             )
             return [nodes.paragraph("", words)]
         suite = suite_of(report)
-        pages = by_page(suite)
+        pages = there(by_page(suite), self.env.srcdir)
         titles = {page: toc(self.env).get(page) or page for page in pages}
         order = list(toc(self.env))
         rows = [
@@ -95,7 +95,7 @@ class LastRun(SphinxDirective):
         if not report.exists():
             return []
         suite = suite_of(report)
-        pages = by_page(suite).values()
+        pages = there(by_page(suite), self.env.srcdir).values()
         passed = sum(not wrong for *_, wrong in pages)
         when = (suite.get("timestamp") or "")[:10]
         words = (
@@ -148,6 +148,11 @@ def by_page(suite) -> dict[str, tuple[int, float, int]]:
         failed = failed or case.find("skipped") is not None
         pages[page] = (cells + 1, seconds + float(case.get("time", 0)), wrong + failed)
     return pages
+
+
+def there(pages: dict, folder) -> dict:
+    """The pages that the book has now: a report may be older than a notebook's new name."""
+    return {page: of for page, of in pages.items() if (Path(folder) / f"{page}.ipynb").exists()}
 
 
 def table(head: list, rows: list[list]) -> nodes.table:

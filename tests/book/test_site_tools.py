@@ -81,6 +81,13 @@ def test_a_report_counts_failures_by_page():
     }
 
 
+def test_a_page_that_was_renamed_since_the_report_is_left_out(tmp_path):
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "chapters" / "new.ipynb").touch()
+    pages = {"chapters/new": (1, 1.0, 0), "chapters/old": (1, 1.0, 0)}
+    assert load("reading").there(pages, tmp_path) == {"chapters/new": (1, 1.0, 0)}
+
+
 def test_the_longest_term_is_the_one_that_is_used():
     tool = load("first_use")
     terms = ["prefix", "prefix tuning", "full fine-tuning", "McNemar's test", "rank"]
@@ -264,6 +271,9 @@ def test_a_report_becomes_a_line_of_the_landing_page(tmp_path):
         '<testcase classname="chapters.b.ipynb" time="1"><failure/></testcase>'
         "</testsuite></testsuites>"
     )
+    (tmp_path / "chapters").mkdir()
+    for name in "ab":
+        (tmp_path / "chapters" / f"{name}.ipynb").touch()
     (line,) = reading.LastRun.run(types.SimpleNamespace(env=env))
     assert line.astext().startswith("Last tested on 2026-11-29: 1 of 2 notebooks give")
     assert line.astext().endswith("Status")
