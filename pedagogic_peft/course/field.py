@@ -17,6 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pedagogic_peft.course.evidence import LEVEL
+
 DATA: Final = Path(__file__).with_name("field.jsonl")
 PROBLEMS: Final = 1319  # of the test set
 
@@ -82,7 +84,7 @@ class Correlation:
 
     Attributes:
         value: Spearman's correlation, from -1 to 1.
-        low, high: a 95 % interval by resampling the methods.
+        low, high: an interval by resampling the methods, of 95 % unless it is one of several.
         p: how often a random order of one side correlates at least as strongly, of either sign.
         methods: how many both sides have.
     """
@@ -99,7 +101,11 @@ class Correlation:
 
 
 def rank_correlation(
-    a: Mapping[str, float], b: Mapping[str, float], draws: int = 5000, seed: int = 0
+    a: Mapping[str, float],
+    b: Mapping[str, float],
+    draws: int = 5000,
+    seed: int = 0,
+    comparisons: int = 1,
 ) -> Correlation:
     """Return Spearman's rank correlation of two scores over the methods that both have.
 
@@ -111,10 +117,15 @@ def rank_correlation(
         a, b: {method: score}.
         draws: how many resamplings, and how many permutations.
         seed: of both.
+        comparisons: among how many correlations of one conclusion this is one; the interval is the wider
+            for it, as in `evidence.paired`.
 
     Raises:
-        ValueError: fewer than four methods are in both, or all scores of one side are equal.
+        ValueError: fewer than four methods are in both, all scores of one side are equal, or
+            ``comparisons`` is below 1.
     """
+    if comparisons < 1:
+        raise ValueError(f"comparisons={comparisons}: count this one too, so at least 1")
     names = sorted(a.keys() & b.keys())
     if len(names) < 4:
         raise ValueError(f"{len(names)} methods are in both ({names}); a rank needs at least 4")
@@ -125,7 +136,8 @@ def rank_correlation(
     value = _spearman(x, y)
     resampled = [rng.integers(len(names), size=len(names)) for _ in range(draws)]
     found = [_spearman(x[i], y[i]) for i in resampled if np.ptp(x[i]) and np.ptp(y[i])]
-    low, high = np.percentile(found, [2.5, 97.5])
+    tail = 100 * (1 - LEVEL) / (2 * comparisons)
+    low, high = np.percentile(found, [tail, 100 - tail])
     shuffled = [abs(_spearman(x, rng.permutation(y))) for _ in range(draws)]
     p = (1 + sum(each >= abs(value) - 1e-9 for each in shuffled)) / (1 + draws)
     return Correlation(value, float(low), float(high), p, len(names))

@@ -45,6 +45,15 @@ def test_the_rank_correlation_is_spearmans():
     assert f"{found:+.1f}" == f"{found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
 
 
+def test_one_of_several_correlations_has_a_wider_interval():
+    rng = np.random.default_rng(3)
+    a, b = ({str(i): float(x) for i, x in enumerate(rng.normal(size=12))} for _ in range(2))
+    alone, among = (field.rank_correlation(a, b, comparisons=n) for n in (1, 5))
+    assert among.low < alone.low < alone.high < among.high and among.value == alone.value
+    with pytest.raises(ValueError, match="comparisons=0: count this one too"):
+        field.rank_correlation(a, b, comparisons=0)
+
+
 def test_equal_orders_correlate_and_are_rarely_chance():
     a = {str(i): float(i) for i in range(9)}
     found = field.rank_correlation(a, {name: x**3 for name, x in a.items()}, draws=500)
