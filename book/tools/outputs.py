@@ -53,11 +53,13 @@ def dress(found: re.Match) -> str:
 
 
 def stack(lines: list[str], cut: int) -> str:
-    """Lines whose names are elements of their own; one without a gap is all name, a head has none."""
+    """Lines whose names are elements of their own; one without a gap is all name, or a sentence if it is
+    longer than a name, and wraps; a head has none."""
     made = []
     for line in lines:
         name = line[:cut] if GAP.search(line) or line.startswith(" ") else line
         kind = "name" if name.strip() else "no-name"
+        kind = "sentence" if len(name.rstrip()) > cut else kind
         name, rest = (html.escape(part, quote=False) for part in (name, line[len(name) :]))
         made.append(f'<span class="named"><span class="{kind}">{name}</span>{rest}\n</span>')
     return "".join(made)

@@ -353,6 +353,13 @@ def test_the_names_of_a_wide_table_stand_above_their_numbers_on_a_narrow_screen(
     assert int(outputs.re.search(r"--letters: (\d+)", made).group(1)) < 40
 
 
+def test_a_sentence_below_the_rows_of_a_wide_table_is_no_name():
+    lines = ["ab".ljust(20) + "  " + "1  2  " * 8, "cd".ljust(20) + "  " + "3  4  " * 8, "total"]
+    made = load("outputs").stack([*lines, "a sentence that is longer than a name"], 22)
+    assert made.count('class="name"') == 3 and made.count('class="sentence"') == 1
+    assert '<span class="sentence">a sentence that is longer than a name</span>' in made
+
+
 def test_a_page_is_described_by_its_first_paragraph():
     from docutils import nodes
     from docutils.utils import new_document
