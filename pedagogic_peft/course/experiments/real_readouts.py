@@ -4,9 +4,10 @@
 
 The tasks, the rows and the scores are those of `real_encoder`. Nothing of MiniLM is trained; the regression
 has up to 5,000 iterations, and its C is chosen among ten by the rows that choose a rate there (on the
-pooled vector two seeds of SST-2 choose the largest, where hardly any penalty is left). It reads the mean of the last vectors, or the first one ([CLS]), or what the pooling layer makes of the first one,
-which is all that the bench's new head sees. It is the baseline of whatever is trained in the encoder, and
-tells what of a head's weakness comes from the place it reads.
+pooled vector two seeds of SST-2 choose the largest, where hardly any penalty is left). It reads the mean of
+the last vectors, or the first one ([CLS]), or what the pooling layer makes of the first one, which is all
+that the bench's new head sees. It is the baseline of whatever is trained in the encoder, and tells what of
+a head's weakness comes from the place it reads.
 """
 
 from collections.abc import Sequence
