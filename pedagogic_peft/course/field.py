@@ -79,25 +79,34 @@ def accuracies(setting: str = "best") -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Correlation:
-    """A rank correlation, and how well it is known.
+class Estimate:
+    """A number that methods decide, and how well it is known.
 
     Attributes:
-        value: Spearman's correlation, from -1 to 1.
+        value: the number.
         low, high: an interval by resampling the methods, of 95 % unless it is one of several.
-        p: how often a random order of one side correlates at least as strongly, of either sign.
-        methods: how many both sides have.
+        methods: how many there are.
     """
 
     value: float
     low: float
     high: float
-    p: float
     methods: int
 
     def __format__(self, spec: str) -> str:
         """Write "value (low to high)", each with the format ``spec``."""
         return f"{self.value:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+
+
+@dataclass(frozen=True)
+class Correlation(Estimate):
+    """A rank correlation, Spearman's, from -1 to 1.
+
+    Attributes:
+        p: how often a random order of one side correlates at least as strongly, of either sign.
+    """
+
+    p: float
 
 
 def rank_correlation(
@@ -124,31 +133,78 @@ def rank_correlation(
         ValueError: fewer than four methods are in both, all scores of one side are equal, or
             ``comparisons`` is below 1.
     """
+    x, y = _of_all(a, b)
+    rng = np.random.default_rng(seed)
+    drawn = _resampled(rng, len(x), draws)
+    low, high = _ends(_spearman(x[drawn], y[drawn]), comparisons)
+    value = float(_spearman(x, y))
+    shuffled = np.array([rng.permutation(y) for _ in range(draws)])
+    as_strong = np.abs(_spearman(np.broadcast_to(x, shuffled.shape), shuffled)) >= abs(value) - 1e-9
+    p = (1 + int(as_strong.sum())) / (1 + draws)
+    return Correlation(value, low, high, len(x), p)
+
+
+def difference_of_correlations(
+    a: Mapping[str, float],
+    b: Mapping[str, float],
+    outcome: Mapping[str, float],
+    draws: int = 1000,
+    seed: int = 0,
+    comparisons: int = 1,
+) -> Estimate:
+    """Return by how much the rank correlation of ``a`` with the outcome is above that of ``b``.
+
+    The methods are drawn anew for both correlations together (see `rank_correlation`), for the two have
+    their methods in common, and the difference of two intervals would be too wide.
+
+    Args:
+        a, b: {method: score}, the two that foretell.
+        outcome: {method: score}, what is foretold.
+        draws: how many resamplings.
+        seed: of the draws.
+        comparisons: as in `rank_correlation`.
+
+    Raises:
+        ValueError: as in `rank_correlation`, of the methods that all three have.
+    """
+    x, y, z = _of_all(a, b, outcome)
+    drawn = _resampled(np.random.default_rng(seed), len(x), draws)
+    apart = _spearman(x[drawn], z[drawn]) - _spearman(y[drawn], z[drawn])
+    low, high = _ends(apart, comparisons)
+    return Estimate(float(_spearman(x, z) - _spearman(y, z)), low, high, len(x))
+
+
+def _of_all(*sides: Mapping[str, float]) -> list[NDArray[np.float64]]:
+    """Return the scores of the methods that all sides have, in one order."""
+    names = sorted(set.intersection(*(set(side) for side in sides)))
+    if len(names) < 4:
+        raise ValueError(f"{len(names)} methods are in all ({names}); a rank needs at least 4")
+    found = [np.array([side[name] for name in names], dtype=np.float64) for side in sides]
+    if any(np.ptp(scores) == 0 for scores in found):
+        raise ValueError("all scores of one side are equal: there is no order to compare")
+    return found
+
+
+def _resampled(rng: np.random.Generator, methods: int, draws: int) -> NDArray[np.int64]:
+    """Return which methods each draw takes, with repetitions: (draws, methods)."""
+    return np.array([rng.integers(methods, size=methods) for _ in range(draws)])
+
+
+def _ends(values: NDArray[np.float64], comparisons: int) -> tuple[float, float]:
+    """Return the ends of the percentile interval; a draw without an order says nothing."""
     if comparisons < 1:
         raise ValueError(f"comparisons={comparisons}: count this one too, so at least 1")
-    names = sorted(a.keys() & b.keys())
-    if len(names) < 4:
-        raise ValueError(f"{len(names)} methods are in both ({names}); a rank needs at least 4")
-    x, y = (np.array([side[name] for name in names]) for side in (a, b))
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        raise ValueError("all scores of one side are equal: there is no order to compare")
-    rng = np.random.default_rng(seed)
-    value = _spearman(x, y)
-    resampled = [rng.integers(len(names), size=len(names)) for _ in range(draws)]
-    found = [_spearman(x[i], y[i]) for i in resampled if np.ptp(x[i]) and np.ptp(y[i])]
     tail = 100 * (1 - LEVEL) / (2 * comparisons)
-    low, high = np.percentile(found, [tail, 100 - tail])
-    shuffled = [abs(_spearman(x, rng.permutation(y))) for _ in range(draws)]
-    p = (1 + sum(each >= abs(value) - 1e-9 for each in shuffled)) / (1 + draws)
-    return Correlation(value, float(low), float(high), p, len(names))
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)
 
 
-def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Return the correlation of the ranks; equal scores share the mean of their ranks."""
-    return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the correlation of the ranks along the last axis; NaN where one side is all equal."""
+    from scipy.stats import rankdata
 
-
-def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    less = np.sum(x[:, None] > x, axis=1)
-    equal = np.sum(x[:, None] == x, axis=1)
-    return np.asarray(less + (equal + 1) / 2, dtype=np.float64)
+    x, y = (rankdata(side, axis=-1) for side in (x, y))
+    x, y = (side - side.mean(-1, keepdims=True) for side in (x, y))
+    with np.errstate(invalid="ignore"):
+        found: NDArray[np.float64] = (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    return found

@@ -65,7 +65,26 @@ def test_equal_orders_correlate_and_are_rarely_chance():
 
 def test_too_few_methods_or_no_order_is_an_error():
     a = {str(i): float(i) for i in range(5)}
-    with pytest.raises(ValueError, match=r"3 methods are in both \(\['0', '1', '2'\]\)"):
+    with pytest.raises(ValueError, match=r"3 methods are in all \(\['0', '1', '2'\]\)"):
         field.rank_correlation(a, {str(i): 1.0 for i in range(3)})
     with pytest.raises(ValueError, match="no order to compare"):
         field.rank_correlation(a, dict.fromkeys(a, 1.0))
+
+
+def test_a_difference_of_correlations_takes_the_same_methods_for_both():
+    rng = np.random.default_rng(3)
+    a, b, c = ({str(i): float(x) for i, x in enumerate(rng.normal(size=12))} for _ in range(3))
+    found = field.difference_of_correlations(a, b, c, draws=300)
+    one, two = (field.rank_correlation(each, c, draws=50) for each in (a, b))
+    assert found.value == pytest.approx(one.value - two.value) and found.methods == 12
+    assert found.low < found.value < found.high
+    wider = field.difference_of_correlations(a, b, c, draws=300, comparisons=6)
+    assert wider.low < found.low and found.high < wider.high
+    itself = field.difference_of_correlations(a, a, c, draws=50)
+    assert (itself.value, itself.low, itself.high) == (0, 0, 0)
+
+
+def test_draws_without_an_order_are_left_out():
+    a = {str(i): float(i == 0) for i in range(4)}  # a third of the draws has nothing but zeros
+    found = field.rank_correlation(a, {str(i): float(i) for i in range(4)}, draws=200)
+    assert -1 <= found.low <= found.high <= 1

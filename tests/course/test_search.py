@@ -63,3 +63,11 @@ def test_later_seeds_do_not_choose():
     records = [record(rate, scores[rate], s) for s in (0, 1, 2) for rate in scores]
     records += [record(1.0, 1.0, s) for s in (3, 4)]
     assert search.best_rate(records) == 0.1
+
+
+def test_the_two_leading_rates_and_what_hung_on_the_choice():
+    records = [record(0.01, 0.2), record(0.1, 0.5), record(1.0, 0.6), record(1.0, 0.8, seed=2)]
+    records += [record(1.0, 0.0, seed=3)]  # chooses nothing
+    found = search.two_leading(records, ("val", "rate"))
+    assert list(found) == [1.0, 0.1]
+    assert found[1.0] == pytest.approx([0.7, 1.0]) and found[0.1] == [0.5, 0.1]

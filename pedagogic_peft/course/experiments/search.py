@@ -13,6 +13,7 @@ The best rate has the greatest mean validation score; among equal ones the least
 decides. One at the edge of what was tried is not known to be the best, and an error.
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -66,6 +67,22 @@ def best_rate(records: Sequence[Cell], edge: bool = False) -> float:
             f"the best rate, {best:g}, is at the edge of what was tried ({rates}): run the rates beyond"
         )
     return best
+
+
+def two_leading(
+    records: Sequence[Cell], keys: Sequence[str] = ("val", "test")
+) -> dict[float, list[float]]:
+    """Return {rate: the mean of each key over the selecting seeds} of the two leading rates, the best first.
+
+    How near the choice was to a draw, and what hung on it: an uncertainty that no interval over seeds holds.
+    What a diverged training lacks makes a mean NaN.
+    """
+    found = {}
+    for rate in leading(records)[:2]:
+        some = [r for r in records if r["rate"] == rate and r["seed"] in SELECTING]
+        values = [[math.nan if r[key] is None else r[key] for r in some] for key in keys]
+        found[rate] = [statistics.fmean(each) for each in values]
+    return found
 
 
 def at_edge(records: Sequence[Cell]) -> bool:
