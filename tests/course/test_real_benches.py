@@ -321,6 +321,38 @@ def test_the_floor_of_a_task_that_writes_is_a_rule(data, small):
     }
 
 
+def searched(method, rates, losses, **more):
+    """Records of a search that is over: the middle one of three rates is the best."""
+    low, middle, high = rates
+    runs = [(low, 0, 9.5)] + [(high, seed, 9.0) for seed in range(3)]
+    runs += [(middle, seed, loss) for seed, loss in enumerate(losses)]
+    return [
+        {"task": "records", "method": method, "rate": rate, "seed": seed, "val": -loss,
+         "val_loss": loss, "test_loss": loss, "kept": -4.5, "bleu": 20.0, "said": 0.7} | more
+        for rate, seed, loss in runs
+    ]  # fmt: skip
+
+
+def test_a_table_of_searched_ways_stands_below_its_floors():
+    costs = {"trainable": 1000, "cpu_seconds": 50.0, "peak_bytes": 300}
+    lora = searched("LoRA", (3e-4, 1e-3, 3e-3), [1.0, 2.0, 3.0], **costs)
+    full = searched(
+        "full", (3e-5, 1e-4, 3e-4), [1.5] * 3, **costs | {"cpu_seconds": 100.0, "peak_bytes": 400}
+    )
+    frozen = {"task": "records", "method": "frozen", "rate": 0.0, "seed": 0, "test_loss": 2.4}
+    frozen |= {"kept": -4.4, "bleu": 5.0, "said": 0.5}
+    frozen |= {"rule_bleu": 26.0, "rule_said": 1.0, "people_said": 0.9}
+    table = real_decoder.table([frozen, *full, *lora], "records", {"LoRA": "mine"}).splitlines()
+    assert [line.count("|") for line in table] == [10] * 6
+    assert table[2] == "| *rule* | – | – | – | 100% | 26.0 | – | – | – |"
+    assert table[3] == "| *people* | – | – | – | 90% | – | – | – | – |"
+    assert table[4] == "| *frozen* | – | – | 2.400 | 50% | 5.0 | 4.400 | – | – |"
+    mine = "| mine | 1,000 | 0.001 | 2.000 (1.000, 2.000, 3.000) | 70% | 20.0 | 4.500 | 50% | 75% |"
+    assert table[5] == mine
+    with pytest.raises(ValueError, match="the search of LoRA on records is not over"):
+        real_decoder.table([frozen, *full, *lora[:-1]], "records", {"LoRA": "mine"})
+
+
 def test_floors_see_the_words(data, small, monkeypatch):
     monkeypatch.setattr(real_encoder, "N", 20)
     found = real_encoder.run("ag_news", "frozen", 0.0, 0, n=20, steps=0)

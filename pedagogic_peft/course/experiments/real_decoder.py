@@ -10,10 +10,11 @@ nothing. "kept" is minus the loss, per token, on news, a kind of text that pretr
 the model forgot. A seed decides the rows, their order and the method's first values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -391,6 +392,58 @@ def run(
 
 
 BENCH = Bench(RESULTS, dict.fromkeys(TASKS, (N, STEPS)), METHODS, run, LEFT_OUT, frozen=True)
+
+
+# --- what pages show -----------------------------------------------------------------------------
+
+
+def by_seed(runs: Sequence[Cell], key: str) -> dict[int, float]:
+    """Return {seed: value}, as `evidence.paired` takes it."""
+    return {r["seed"]: r[key] for r in runs}
+
+
+def table(records: Sequence[Cell], task: str, names: Mapping[str, str]) -> str:
+    """Return a Markdown table of searched ways, each at its best rate, below the frozen base and the floors.
+
+    Losses are in nats per token; time and memory are shares of full fine-tuning's, which must be searched.
+
+    Args:
+        records: of this bench.
+        task: one whose answers the model writes.
+        names: {method: its name on the page}, in the order of the rows.
+
+    Raises:
+        ValueError: the search of a method, or of full fine-tuning, is not over.
+    """
+    frozen, full = BENCH.runs(records, task, "frozen")[0], BENCH.chosen(records, task, "full")
+    texts = {"said": "values said", "bleu": "BLEU"}
+    texts = {key: name for key, name in texts.items() if key in frozen}
+    titles = ["", "trained", "rate", "loss (each seed)", *texts.values()]
+    titles += ["loss on news", "time", "memory"]
+    rows = [titles, ["---"] * len(titles)]
+    for name, of in (("rule", "rule_"), ("people", "people_"), ("frozen", "")):
+        has = {key: frozen[of + key] for key in (*texts, "test_loss", "kept") if of + key in frozen}
+        rows.append([f"*{name}*", "–", "–", _number(has, "test_loss")])
+        rows[-1] += [_number(has, key) for key in (*texts, "kept")] + ["–", "–"]
+    for method, name in names.items():
+        runs = BENCH.chosen(records, task, method)
+        mean = {key: fmean(r[key] for r in runs) for key in (*texts, "test_loss", "kept")}
+        each = ", ".join(f"{loss:.3f}" for loss in by_seed(runs, "test_loss").values())
+        rows.append([name, f"{runs[0]['trainable']:,}", f"{runs[0]['rate']:g}"])
+        rows[-1] += [f"{mean['test_loss']:.3f} ({each})"]
+        rows[-1] += [_number(mean, key) for key in (*texts, "kept")]
+        for key in ("cpu_seconds", "peak_bytes"):
+            rows[-1].append(f"{fmean(r[key] for r in runs) / fmean(r[key] for r in full):.0%}")
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _number(scores: Mapping[str, float], key: str) -> str:
+    """Return a score as a table shows it; a dash where there is none."""
+    if key not in scores:
+        return "–"
+    how = {"said": ".0%", "bleu": ".1f"}.get(key, ".3f")
+    return f"{-scores[key] if key == 'kept' else scores[key]:{how}}"
+
 
 if __name__ == "__main__":
     BENCH.main(__doc__.split("\n")[0])
