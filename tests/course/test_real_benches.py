@@ -353,6 +353,18 @@ def test_a_table_of_searched_ways_stands_below_its_floors():
         real_decoder.table([frozen, *full, *lora[:-1]], "records", {"LoRA": "mine"})
 
 
+def test_methods_are_compared_by_their_losses_seed_by_seed():
+    lora = searched("LoRA", (3e-4, 1e-3, 3e-3), [1.0, 2.0, 3.0])
+    full = searched("full", (3e-5, 1e-4, 3e-4), [1.5, 2.4, 3.6])
+    more = [r | {"kept": -5.0 - r["seed"]} for r in full]
+    found = real_decoder.apart([*lora, *full], "records", "LoRA", "full", fewest=3)
+    assert found.mean == pytest.approx(-0.5) and found.seeds == 3 and found.low < -0.5 < found.high
+    news = real_decoder.apart([*lora, *more], "records", "full", "LoRA", "kept", fewest=3)
+    assert news.mean == pytest.approx(1.5)  # full's loss is the higher one
+    with pytest.raises(ValueError, match="at least 5"):
+        real_decoder.apart([*lora, *full], "records", "LoRA", "full")
+
+
 def test_floors_see_the_words(data, small, monkeypatch):
     monkeypatch.setattr(real_encoder, "N", 20)
     found = real_encoder.run("ag_news", "frozen", 0.0, 0, n=20, steps=0)

@@ -31,6 +31,7 @@ from pedagogic_peft import (
     load_base,
     train,
 )
+from pedagogic_peft.course.evidence import FEWEST_SEEDS, Difference, paired
 from pedagogic_peft.course.experiments import real_data
 from pedagogic_peft.course.experiments.real_bench import (
     SCORES,
@@ -397,9 +398,33 @@ BENCH = Bench(RESULTS, dict.fromkeys(TASKS, (N, STEPS)), METHODS, run, LEFT_OUT,
 # --- what pages show -----------------------------------------------------------------------------
 
 
-def by_seed(runs: Sequence[Cell], key: str) -> dict[int, float]:
-    """Return {seed: value}, as `evidence.paired` takes it."""
-    return {r["seed"]: r[key] for r in runs}
+def apart(
+    records: Sequence[Cell],
+    task: str,
+    one: str,
+    other: str,
+    key: str = "test_loss",
+    comparisons: int = 1,
+    fewest: int = FEWEST_SEEDS,
+) -> Difference:
+    """Return a loss of one method minus that of another, in nats per token, seed by seed.
+
+    Args:
+        records: of this bench.
+        task: one of `TASKS`.
+        one, other: methods, each taken at its best rate.
+        key: "test_loss" for the loss on the rows that rank, "kept" for that on news.
+        comparisons, fewest: as in `evidence.paired`.
+
+    Raises:
+        ValueError: the search of a method is not over, or `evidence.paired` refuses.
+    """
+    sign = -1 if key == "kept" else 1  # "kept" is minus a loss
+    a, b = (
+        {r["seed"]: sign * r[key] for r in BENCH.chosen(records, task, method)}
+        for method in (one, other)
+    )
+    return paired(a, b, comparisons, fewest)
 
 
 def table(records: Sequence[Cell], task: str, names: Mapping[str, str]) -> str:
@@ -428,7 +453,7 @@ def table(records: Sequence[Cell], task: str, names: Mapping[str, str]) -> str:
     for method, name in names.items():
         runs = BENCH.chosen(records, task, method)
         mean = {key: fmean(r[key] for r in runs) for key in (*texts, "test_loss", "kept")}
-        each = ", ".join(f"{loss:.3f}" for loss in by_seed(runs, "test_loss").values())
+        each = ", ".join(f"{run['test_loss']:.3f}" for run in runs)
         rows.append([name, f"{runs[0]['trainable']:,}", f"{runs[0]['rate']:g}"])
         rows[-1] += [f"{mean['test_loss']:.3f} ({each})"]
         rows[-1] += [_number(mean, key) for key in (*texts, "kept")]
