@@ -4,6 +4,7 @@ They run here on small random checkpoints and a few rows of each set.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -486,3 +487,16 @@ def test_every_stored_run_has_the_named_fields_and_is_there_once(script):
         known = script.BENCH.runs(records, *pair)
         assert not search.at_edge(known)
         assert {r["seed"] for r in script.BENCH.chosen(records, *pair)} >= {0, 1, 2}
+
+
+def test_the_page_of_the_real_models_lists_the_searches_that_are_over():
+    benches = {"MiniLM": real_encoder, "SmolLM2": real_decoder}
+    there = {}
+    for name, of in benches.items():
+        for task, method in of.BENCH.known(store.read(of.RESULTS)):
+            there.setdefault((name, task), []).append(method)
+    page = (Path(__file__).parents[2] / "book" / "real_models.md").read_text()
+    for (name, task), methods in there.items():
+        every = len(methods) == len(benches[name].METHODS)
+        ways = f"all {len(methods)}" if every else ", ".join(methods)
+        assert f"| {name} | `{task}` | {ways} |" in page
