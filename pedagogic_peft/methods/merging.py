@@ -7,7 +7,7 @@ Each LoRA has ΔW_n = s_n B_n A_n, with s = α / r, and a weight w_n. What is wa
   the sum of the ranks.
 * "svd": the nearest to it of the rank that is asked for, by singular value decomposition.
 * "linear": no such sum. A and B are added apart, √(w_n s_n) times each, and the product of the sums has
-  terms B_n A_m as well. It costs least, and serves LoRAs that began from one start.
+  terms B_n A_m as well. It costs least, and is meant for LoRAs of one task that began from one start.
 
 Two more change what is added up. TIES (Yadav et al. 2023, arXiv:2306.01708, section 3) keeps of each
 tensor the entries of largest size, elects a sign for each entry, and takes the mean of those that have

@@ -3,8 +3,8 @@
     python -m pedagogic_peft.course.experiments.real_decoder    # what is missing; --help says more
 
 SmolLM2 has 134.5 million parameters; its base weights here are those of its 4-bit release. It is asked
-through its chat template, with the task in the system message, so the frozen base knows what is wanted of
-it. A run has 400 rows and 150 steps of about 256 tokens. The rate is chosen by the loss on 48 other rows
+through its chat template, with the task in the system message, so the frozen base is told what is wanted
+of it. A run has 400 rows and 150 steps of about 256 tokens. The rate is chosen by the loss on 48 other rows
 (by the share of right labels on SST-2), methods are ranked by the same measure on 96 rows that chose
 nothing. "kept" is minus the loss, per token, on news, a kind of text that pretraining held: where it falls,
 the model forgot. A seed decides the rows, their order and the method's first values.
