@@ -498,5 +498,5 @@ def test_the_page_of_the_real_models_lists_the_searches_that_are_over():
     page = (Path(__file__).parents[2] / "book" / "real_models.md").read_text()
     for (name, task), methods in there.items():
         every = len(methods) == len(benches[name].METHODS)
-        ways = f"all {len(methods)}" if every else ", ".join(methods)
+        ways = f"all {len(methods)}" if every else "; ".join(methods)
         assert f"| {name} | `{task}` | {ways} |" in page
